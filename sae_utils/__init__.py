@@ -1,0 +1,34 @@
+"""Sampling data sets from language models, and training and measuring SAEs on them. One job per module:
+
+    errors          the exception that reaches users as one line
+    paths           names of folders
+    records         JSON records, written whole; versions; comparison of settings
+    dependencies    is the installed `sparsify` EleutherAI's?
+    devices         --device and --dtype
+    progress        token bars; what other libraries may print
+    models          finding, loading, cutting and identifying language models
+    seeding         one stream of uniform numbers per sample
+    nucleus         exact top-p choice from one uniform number
+    kv_cache        key-value cache that grows in blocks
+    sampling        decoding texts from BOS alone
+    shards          a data set while it grows, and its last step
+    data_card       README.md of a generated data set
+    generation      one generated data set from start to end
+    expansion       how many latents an SAE gets
+    plan            equal token budgets, memory and disk
+    packing         token ids packed into training sequences
+    sparse_coders   sparsify, imported quietly
+    sources         source data sets, found and packed
+    cells           one cell of the target x source grid and its settings
+    grid            from flags to cells
+    trainer         sparsify's trainer with exact resumption
+    tracking        W&B and metrics.jsonl
+    monitor         what is shown and recorded while training
+    evaluation      reconstruction of held-out activations
+    finished        folders and records of finished SAEs
+    training        the grid, cell by cell
+    report          results for people
+
+Axis names, everywhere the same: `batch` (sequences or samples), `seq` (positions), `tokens` (= batch * seq), `vocab`,
+`d_model` (residual width), `n_latents` (dictionary size), `k` (active latents per token).
+"""

@@ -1,0 +1,254 @@
+"""Finding, loading, cutting and identifying language models and their tokenizers."""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from sae_utils.errors import InputError, MissingInputError
+
+logger = logging.getLogger(__name__)
+
+EOS_STARTS_DOCUMENTS = frozenset({"gpt2", "gpt_neo", "gpt_neox", "gptj", "codegen"})
+"""Model types trained on documents separated by EOS alone, so that EOS stands where others have BOS."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A language model ready to run, with what identifies it."""
+
+    reference: str
+    """Hub id or folder it was loaded from."""
+
+    model: PreTrainedModel
+    """The model in evaluation mode on its device, parameters frozen."""
+
+    tokenizer: PreTrainedTokenizerBase
+    """Its tokenizer."""
+
+    bos_id: int
+    """Token that starts every sample."""
+
+    eos_ids: tuple[int, ...]
+    """Tokens that end a sample, ascending."""
+
+
+def full_name(name: str, *, org_name: str | None = None) -> str:
+    """A model's name with its organisation, unless it already is a folder or a whole hub id.
+
+    >>> full_name("pythia-1.4b", org_name="EleutherAI"), full_name("openai-community/gpt2", org_name="EleutherAI")
+    ('EleutherAI/pythia-1.4b', 'openai-community/gpt2')
+    """
+    is_whole = org_name is None or "/" in name or (Path(name) / "config.json").is_file()
+    return name if is_whole else f"{org_name}/{name}"
+
+
+def resolve_reference(name: str, *, org_name: str | None = None) -> str:
+    """Where a model is to be loaded from; a folder is found before any hub.
+
+    A plain name means `<org_name>/<name>`, which may be a folder itself; a name with a slash is a folder or a whole
+    hub id and is taken as it is.
+
+    Raises:
+        MissingInputError: If the name can only be a folder (it starts with `.`, `/` or `~`) and there is none.
+    """
+    reference = full_name(name, org_name=org_name)
+    folder = Path(reference).expanduser()
+    if (folder / "config.json").is_file():
+        return str(folder)
+    if folder.is_dir() or reference[0] in "./~" or reference.count("/") > 1:
+        raise MissingInputError(
+            f"model {reference!r} is not a model folder: {folder.resolve()} has no config.json; give a folder made "
+            f"with save_pretrained, or a hub id"
+        )
+    return reference
+
+
+def load_config(reference: str) -> PretrainedConfig:
+    """Configuration of a model, without its weights.
+
+    Raises:
+        MissingInputError: If it is in no local folder and the hub does not give it.
+    """
+    return _from_pretrained(AutoConfig, reference)
+
+
+def load_tokenizer(reference: str) -> PreTrainedTokenizerBase:
+    """Tokenizer of a model.
+
+    Raises:
+        MissingInputError: If it is in no local folder and the hub does not give it.
+    """
+    return _from_pretrained(AutoTokenizer, reference)
+
+
+def load_causal_lm(reference: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    """Load a whole language model with its head, for sampling.
+
+    Raises:
+        MissingInputError: If it is in no local folder and the hub does not give it.
+        InputError: If nothing says which token starts a document.
+    """
+    tokenizer = load_tokenizer(reference)
+    model = _prepare(_from_pretrained(AutoModelForCausalLM, reference, dtype=dtype), device)
+    bos_id = find_bos_id(tokenizer, model.config, reference)
+    return LoadedModel(reference, model, tokenizer, bos_id, find_eos_ids(tokenizer, model))
+
+
+def load_trunk(reference: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a language model without its head, for its activations; it keeps no key-value cache.
+
+    Raises:
+        MissingInputError: If it is in no local folder and the hub does not give it.
+    """
+    model = _prepare(_from_pretrained(AutoModel, reference, dtype=dtype), device)
+    model.config.use_cache = False
+    return model
+
+
+def find_bos_id(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, reference: str) -> int:
+    """The token that starts a document for this model.
+
+    Returns:
+        The tokenizer's BOS; if it has none, its EOS, provided the model was trained with EOS between documents: its
+        type is in `EOS_STARTS_DOCUMENTS`, or its configuration names one token as both BOS and EOS.
+
+    Raises:
+        InputError: If there is no BOS and nothing says that EOS stands for it.
+    """
+    if tokenizer.bos_token_id is not None:
+        return tokenizer.bos_token_id
+    eos_id = tokenizer.eos_token_id
+    one_token = eos_id is not None and getattr(config, "bos_token_id", None) == eos_id
+    if eos_id is not None and (one_token or config.model_type in EOS_STARTS_DOCUMENTS):
+        return eos_id
+    raise InputError(
+        f"the tokenizer of {reference} has no BOS token (model type {config.model_type!r}, EOS "
+        f"{tokenizer.eos_token!r}), so there is nothing to sample from; set bos_token in its tokenizer_config.json to "
+        f"the token that started documents in training"
+    )
+
+
+def find_eos_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> tuple[int, ...]:
+    """Every token that ends a text: the tokenizer's EOS and those of the model's generation settings, ascending."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
+    return tuple(sorted(ids - {None}))
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """Longest sequence the model was built for, in tokens; None if its configuration does not say."""
+    return getattr(config, "max_position_embeddings", None)
+
+
+def check_fits_context(length: int, config: PretrainedConfig, *, flag: str, reference: str) -> None:
+    """Refuse sequences longer than the model was built for.
+
+    Raises:
+        InputError: If `length` exceeds the model's context.
+    """
+    longest = context_length(config)
+    if longest is not None and length > longest:
+        raise InputError(f"{flag} must fit the context of {reference}, {longest} tokens, got {length}; lower {flag}")
+
+
+def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The decoder layers of any decoder, such as `("layers", ...)` for GPT-NeoX and Llama or `("h", ...)` for GPT-2.
+
+    Returns:
+        The list's name inside `model.base_model`, and the list.
+
+    Raises:
+        InputError: If no list of modules, or more than one, is as long as the configuration says.
+    """
+    n_layers = model.config.num_hidden_layers
+    lists = [
+        (name, module)
+        for name, module in model.base_model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers
+    ]
+    if len(lists) != 1:
+        raise InputError(
+            f"{type(model).__name__} must have one list of {n_layers} layers, found {[name for name, _ in lists]}; "
+            f"this architecture is not supported"
+        )
+    return lists[0]
+
+
+def cut_after_(model: PreTrainedModel, last_layer: int) -> None:
+    """Drop, in place, every decoder layer after `last_layer`; the outputs of those that stay do not change.
+
+    Raises:
+        InputError: If the model has no such layer.
+    """
+    check_layers([last_layer], model.config, model.name_or_path)
+    _, layers = find_layers(model)
+    del layers[last_layer + 1 :]
+    model.config.num_hidden_layers = len(layers)
+    if getattr(model.config, "layer_types", None) is not None:
+        model.config.layer_types = model.config.layer_types[: len(layers)]
+
+
+def check_layers(layers: list[int], config: PretrainedConfig, reference: str) -> None:
+    """Refuse layers that a model does not have.
+
+    Raises:
+        InputError: If a layer is not in 0 .. num_hidden_layers - 1.
+    """
+    n_layers = config.num_hidden_layers
+    if wrong := [layer for layer in layers if not 0 <= layer < n_layers]:
+        raise InputError(
+            f"--layers must be in 0 .. {n_layers - 1} for {reference}, got {' '.join(map(str, wrong))}; the model has "
+            f"{n_layers} layers"
+        )
+
+
+def fingerprint_model(model: PreTrainedModel) -> str:
+    """Short hash of a model's weights as loaded: names, number formats, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Short hash of what ids mean to a tokenizer: its vocabulary with added tokens, its BOS and its EOS.
+
+    Two tokenizers with one fingerprint read the same ids as the same text, whatever they are called.
+    """
+    digest = hashlib.sha256()
+    for token, token_id in sorted(tokenizer.get_vocab().items()):
+        digest.update(f"{token_id} {token}\n".encode())
+    digest.update(f"{tokenizer.bos_token_id} {tokenizer.eos_token_id}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _prepare(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Move a fresh model to its device and freeze it."""
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _from_pretrained(loader: type, reference: str, **options):
+    """Load with transformers; turn its long stories of a missing model into one line."""
+    try:
+        return loader.from_pretrained(reference, **options)
+    except OSError as err:
+        reason = str(err).strip().splitlines()[0]
+        place = "that folder" if Path(reference).is_dir() else f"{Path(reference).absolute()} and the Hugging Face hub"
+        raise MissingInputError(
+            f"model {reference!r} could not be loaded; looked in {place}; to use a local copy, give the path of a "
+            f"folder made with save_pretrained ({reason})"
+        ) from err

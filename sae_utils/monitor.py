@@ -1,0 +1,86 @@
+"""How training goes, for the user's eyes and for the record: progress bar, status lines, W&B and `metrics.jsonl`."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sae_utils.cells import Cell
+from sae_utils.progress import token_bar
+from sae_utils.records import versions
+from sae_utils.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+STATUS_INTERVAL_SEC = 30.0
+"""Time between status lines."""
+
+SUMMARY_NAMES = ("fvu", "fvu_without_first_position", "dead_share", "l0")
+"""Measurements on held-out tokens that go into the W&B summary."""
+
+
+class TrainingMonitor:
+    """Takes in a cell's losses step by step. Use as a context manager around training and evaluation."""
+
+    def __init__(self, cell: Cell, seeds: Sequence[int], labels: Mapping[str, str], *, from_tokens: int) -> None:
+        """Prepare for a cell.
+
+        Args:
+            cell: What is trained.
+            seeds: Seeds trained together.
+            labels: What to call each of the trainer's SAEs.
+            from_tokens: Tokens that an interrupted run was already trained on.
+        """
+        self.cell = cell
+        self.seeds = list(seeds)
+        self.labels = labels
+        self.from_tokens = from_tokens
+        self.last_status_sec = time.monotonic()
+
+    def __enter__(self) -> "TrainingMonitor":
+        """Start the bar and the W&B run."""
+        cell, run = self.cell, self.cell.run
+        self.tracker = Tracker(
+            folder=cell.work_dir,
+            **run.wandb,
+            group=cell.target.name,
+            name=cell.name,
+            tags=[f"target:{cell.target.name}"[:64], f"source:{cell.source.name}"[:64], f"k:{run.settings.k}"],
+            config={
+                **cell.identity(),
+                "seeds": self.seeds,
+                "source_folder": str(cell.source.folder),
+                "versions": versions(),
+            },
+            from_tokens=self.from_tokens,
+        )
+        self.bar = token_bar(cell.name, total=run.budget.n_train_tokens, initial=self.from_tokens, quiet=run.quiet)
+        return self
+
+    def __exit__(self, kind: type | None, *exception: object) -> None:
+        self.bar.close()
+        self.tracker.close(exit_code=0 if kind is None else 1)
+
+    def report(self, n_tokens: int, report: Mapping[str, Mapping[str, float]]) -> None:
+        """Take in a step's losses: tokens trained on so far and, per SAE, FVU and dead share."""
+        values = {
+            f"{what}/{self.labels[name]}": number for name, each in report.items() for what, number in each.items()
+        }
+        self.tracker.log(n_tokens, values)
+        mean_fvu = sum(each["fvu"] for each in report.values()) / len(report)
+        self.bar.set_postfix(fvu=f"{mean_fvu:.4f}", refresh=False)
+        self.bar.update(n_tokens - self.bar.n)
+        if time.monotonic() - self.last_status_sec > STATUS_INTERVAL_SEC:
+            self.last_status_sec = time.monotonic()
+            per_sae = ", ".join(f"{self.labels[name]} {each['fvu']:.4f}" for name, each in report.items())
+            logger.info("%s at %s tokens | fvu %s", self.cell.name, f"{n_tokens:,}", per_sae)
+
+    def summarise(self, records: Sequence[dict[str, Any]]) -> None:
+        """Put the measurements on held-out tokens into the W&B run's summary."""
+        self.tracker.summarise(
+            {
+                f"eval/{name}/layers.{record['layer']}/seed_{record['seed']}": record[name]
+                for record in records
+                for name in SUMMARY_NAMES
+            }
+        )

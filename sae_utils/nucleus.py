@@ -1,0 +1,72 @@
+"""Exact nucleus (top-p) sampling from one uniform number per row, sorting only what it must.
+
+The nucleus of a row is the smallest set of its most probable tokens whose probabilities add up to at least `top_p`;
+among tokens of equal probability at its edge, lower ids come first. A token is then drawn by inverting the cumulative
+distribution over the nucleus in the order of the ids: the number `u` picks the first token at which the running sum
+exceeds `u` times the nucleus' mass. Both rules are fixed, so the same number always picks the same token, however the
+nucleus was found.
+
+Source: Holtzman et al. 2020, "The curious case of neural text degeneration", section 3.1; the same set as
+`TopPLogitsWarper` in transformers, up to rounding and the order of ties.
+"""
+
+import torch
+from torch import Tensor
+
+TOP_COUNTS = (512, 4096)
+"""Most probable tokens looked at before a row is sorted in full; measured on SmolLM2-135M at temperature 1 and top_p
+0.9, 13 % of the nuclei are wider than 512 tokens and 0.1 % wider than 4,096."""
+
+
+def choose_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float) -> Tensor:
+    """Draw one token per row from the truncated distribution.
+
+    Args:
+        logits: Next-token logits, `(batch, vocab)`, any float type.
+        uniforms: Numbers in [0, 1), float64 `(batch,)`.
+        temperature: Divides the logits, > 0.
+        top_p: Nucleus mass, in (0, 1]; 1.0 keeps the whole distribution.
+
+    Returns:
+        Token ids, int64 `(batch,)`.
+    """
+    probs = torch.softmax(logits.float() / temperature, dim=-1)  # (batch, vocab)
+    if top_p >= 1.0:
+        return _invert_cdf(probs, uniforms)
+    tokens = torch.empty(len(probs), dtype=torch.long, device=probs.device)
+    rows = torch.arange(len(probs), device=probs.device)  # rows still without a token
+    for n_top in (*TOP_COUNTS, probs.shape[-1]):
+        n_top = min(n_top, probs.shape[-1])
+        chosen, is_found = _choose_among_top(probs[rows], uniforms[rows], n_top, top_p)
+        tokens[rows[is_found]] = chosen[is_found]
+        rows = rows[~is_found]
+        if len(rows) == 0:
+            break
+    return tokens
+
+
+def _choose_among_top(probs: Tensor, uniforms: Tensor, n_top: int, top_p: float) -> tuple[Tensor, Tensor]:
+    """Tokens `(batch,)`, and for which rows the nucleus surely lies within the `n_top` most probable tokens."""
+    values, ids = probs.topk(n_top, dim=-1, sorted=True)  # (batch, n_top)
+    n_short = (values.double().cumsum(dim=-1) < top_p).sum(dim=-1, keepdim=True)  # tokens before the last one
+    edge = values.gather(-1, n_short.clamp(max=n_top - 1))  # probability of the nucleus' last token
+    if n_top == probs.shape[-1]:
+        is_found = torch.ones(len(probs), dtype=torch.bool, device=probs.device)
+    else:  # a token as probable as the edge may have been left out of the top
+        is_found = (n_short.squeeze(-1) < n_top) & (values[:, -1] < edge.squeeze(-1))
+    n_at_edge = n_short + 1 - (values > edge).sum(dim=-1, keepdim=True)
+    ids, order = ids.sort(dim=-1)
+    values = values.gather(-1, order)
+    is_tied = values == edge
+    is_kept = (values > edge) | (is_tied & (is_tied.cumsum(dim=-1) <= n_at_edge))
+    picked = _invert_cdf(values * is_kept, uniforms)
+    return ids.gather(-1, picked[:, None]).squeeze(-1), is_found
+
+
+def _invert_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """First column at which a row's running sum exceeds `uniforms` times its total; never one of weight 0."""
+    cumulative = weights.double().cumsum(dim=-1)
+    total = cumulative[:, -1]
+    below_total = torch.nextafter(total, torch.zeros_like(total))
+    goal = torch.minimum(uniforms.double() * total, below_total)
+    return torch.searchsorted(cumulative, goal[:, None], right=True).squeeze(-1)

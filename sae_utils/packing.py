@@ -1,0 +1,114 @@
+"""Token ids of a data set packed into training sequences of one length, without padding.
+
+Samples follow each other, each starting with its BOS; the stream is cut every `ctx_len` tokens, whatever falls there,
+and the tokens after the last whole sequence are dropped. Packed once, the sequences are memory-mapped from then on.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import Dataset as TorchDataset
+
+
+class Chunks(TorchDataset):
+    """Packed sequences in a fixed order, in the form that sparsify's trainer takes.
+
+    `chunks[i]["input_ids"]` is int64 `(ctx_len,)`.
+    """
+
+    def __init__(self, tokens: np.ndarray, order: np.ndarray | None = None) -> None:
+        """Wrap packed tokens.
+
+        Args:
+            tokens: int32 `(n_chunks, ctx_len)`, usually memory-mapped.
+            order: Which rows, in which order; all as they stand if None.
+        """
+        self.tokens = tokens
+        self.order = np.arange(len(tokens)) if order is None else np.asarray(order)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.from_numpy(self.tokens[self.order[index]].astype(np.int64))}
+
+    def select(self, indices: Sequence[int]) -> "Chunks":
+        """These of the sequences, in this order."""
+        return Chunks(self.tokens, self.order[np.asarray(indices, dtype=np.int64)])
+
+    @property
+    def ctx_len(self) -> int:
+        """Tokens per sequence."""
+        return self.tokens.shape[1]
+
+
+def pack_tokens(rows: Iterator[np.ndarray], ctx_len: int, n_chunks: int, path: Path) -> Chunks:
+    """Write a stream of token arrays as `n_chunks` sequences to `path`, complete or not at all, and map them.
+
+    Args:
+        rows: int32 arrays `(any,)`, in order; their concatenation is cut.
+        ctx_len: Tokens per sequence.
+        n_chunks: Sequences to write; `rows` must hold at least `n_chunks * ctx_len` tokens.
+        path: `.npy` file to make.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f"writing_{os.getpid()}_{path.name}")
+    packed = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.int32, shape=(n_chunks, ctx_len))
+    flat = packed.reshape(-1)
+    n_written = 0
+    for row in rows:
+        piece = row[: len(flat) - n_written]
+        flat[n_written : n_written + len(piece)] = piece
+        n_written += len(piece)
+        if n_written == len(flat):
+            break
+    assert n_written == len(flat), f"{n_written} tokens for {len(flat)} places"
+    packed.flush()
+    os.replace(scratch, path)
+    return open_chunks(path)
+
+
+def open_chunks(path: Path) -> Chunks:
+    """Map packed sequences from disk."""
+    return Chunks(np.load(path, mmap_mode="r"))
+
+
+def sampled_ids(dataset: Dataset, *, bos_id: int, eos_id: int | None) -> Iterator[np.ndarray]:
+    """Token ids of a generated data set as one stream, in pieces of many samples.
+
+    Where one token is both BOS and EOS (GPT-2, GPT-NeoX), the BOS of the next sample already ends the last one: a
+    sample's own EOS is left out, so that documents stay separated by one token, as in the model's training.
+    """
+    for batch in dataset.with_format("arrow").iter(batch_size=1000):
+        column = batch.column("input_ids").combine_chunks()
+        tokens = np.asarray(column.flatten(), dtype=np.int32)
+        if bos_id == eos_id:
+            lengths = np.asarray(column.value_lengths())
+            last = np.cumsum(lengths) - 1
+            is_doubled = (tokens[last] == eos_id) & (lengths > 1)
+            tokens = np.delete(tokens, last[is_doubled])
+        yield tokens
+
+
+def split_chunks(chunks: Chunks, *, n_train: int, n_eval: int, shuffle_seed: int) -> tuple[Chunks, Chunks]:
+    """Training and held-out sequences: the held-out ones are the last of the source, the others are shuffled once.
+
+    Shuffling comes before cutting to `n_train`, so that a smaller budget still sees all of the source.
+
+    Args:
+        chunks: All sequences of a source, in its own order.
+        n_train: Training sequences to keep.
+        n_eval: Sequences held out.
+        shuffle_seed: Seed of the order; the global random state is neither read nor changed.
+
+    Returns:
+        Training sequences in the order of training, held-out sequences in the source's order.
+    """
+    n_available = len(chunks) - n_eval
+    assert 0 < n_train <= n_available, f"{n_train} training sequences of {n_available}"
+    order = np.random.Generator(np.random.PCG64(shuffle_seed)).permutation(n_available)
+    return chunks.select(order[:n_train]), chunks.select(range(n_available, len(chunks)))

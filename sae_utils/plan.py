@@ -1,0 +1,93 @@
+"""The plan of a run: which SAEs are trained on what, and how many tokens each cell of the grid gets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sae_utils.errors import InputError
+
+EVAL_SHARE = 0.05
+"""Share of the smallest source that is held out when --eval_tokens is not given."""
+
+MAX_AUTOMATIC_EVAL_TOKENS = 131_072
+"""Most tokens held out when --eval_tokens is not given."""
+
+OPTIMIZER_COPIES = {"signum": 1, "adam": 2, "muon": 1}
+"""Tensors as large as the weights that an optimizer of sparsify keeps."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many packed sequences every cell trains on and holds out; the same for all, so that cells compare."""
+
+    n_train_chunks: int
+    """Training sequences, a whole number of optimizer steps."""
+
+    n_eval_chunks: int
+    """Sequences held out from the end of each source."""
+
+    ctx_len: int
+    """Tokens per sequence."""
+
+    @property
+    def n_train_tokens(self) -> int:
+        """Tokens each SAE is trained on."""
+        return self.n_train_chunks * self.ctx_len
+
+    @property
+    def n_eval_tokens(self) -> int:
+        """Tokens held out of each source."""
+        return self.n_eval_chunks * self.ctx_len
+
+
+def equal_budget(
+    chunk_counts: Sequence[int],
+    *,
+    ctx_len: int,
+    chunks_per_step: int,
+    max_tokens: int | None,
+    eval_tokens: int | None,
+) -> Budget:
+    """Split every source into training and held-out sequences, equally for all.
+
+    Args:
+        chunk_counts: Sequences in each source, at least one source.
+        ctx_len: Tokens per sequence.
+        chunks_per_step: Sequences per optimizer step; training uses whole steps.
+        max_tokens: Most training tokens; None for all that the smallest source has.
+        eval_tokens: Tokens to hold out, rounded down to whole sequences, at least one; None for 5 % of the smallest
+            source, at most 131,072.
+
+    Returns:
+        The budget: training sequences are what the smallest source has left, cut to `max_tokens` and to whole steps.
+
+    Raises:
+        InputError: If not one optimizer step is left.
+
+    >>> equal_budget([195, 400], ctx_len=256, chunks_per_step=2, max_tokens=None, eval_tokens=None)
+    Budget(n_train_chunks=186, n_eval_chunks=9, ctx_len=256)
+    """
+    smallest = min(chunk_counts)
+    if eval_tokens is None:
+        eval_tokens = min(int(EVAL_SHARE * smallest * ctx_len), MAX_AUTOMATIC_EVAL_TOKENS)
+    n_eval = max(1, eval_tokens // ctx_len)
+    n_train = smallest - n_eval
+    if max_tokens is not None:
+        n_train = min(n_train, max_tokens // ctx_len)
+    n_train -= n_train % chunks_per_step
+    if n_train <= 0:
+        raise InputError(
+            f"nothing is left to train on: the smallest source has {smallest} sequences of --ctx_len {ctx_len}, "
+            f"{n_eval} are held out, --max_tokens is {max_tokens}, and one step takes {chunks_per_step}; generate "
+            f"more, or lower --ctx_len, --eval_tokens, --batch_size or --grad_acc_steps"
+        )
+    return Budget(n_train, n_eval, ctx_len)
+
+
+def sae_bytes(d_model: int, n_latents: int) -> int:
+    """Size on disk of one SAE in float32: encoder and decoder, and a bias of each."""
+    return 4 * (2 * d_model * n_latents + n_latents + d_model)
+
+
+def training_bytes(d_model: int, n_latents: int, n_saes: int, optimizer: str) -> int:
+    """Memory for the weights, gradients and optimizer state of SAEs trained together; activations come on top."""
+    return sae_bytes(d_model, n_latents) * n_saes * (2 + OPTIMIZER_COPIES[optimizer])

@@ -1,0 +1,58 @@
+"""What a user sees while waiting: token bars with rate and ETA, our log lines, and nobody else's chatter."""
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+LOG_FILE_INTERVAL_SEC = 20.0
+"""Time between updates of a bar that goes to a file and not to a terminal."""
+
+
+def token_bar(description: str, *, total: int | None, initial: int = 0, quiet: bool = False) -> tqdm:
+    """A progress bar that counts tokens.
+
+    Args:
+        description: What is going on.
+        total: Tokens when done, if known.
+        initial: Tokens done before this run; not counted in the rate.
+        quiet: Show nothing.
+    """
+    return tqdm(
+        desc=description,
+        total=total,
+        initial=initial,
+        unit="tok",
+        unit_scale=True,
+        disable=quiet,
+        dynamic_ncols=True,
+        mininterval=0.2 if sys.stderr.isatty() else LOG_FILE_INTERVAL_SEC,
+    )
+
+
+@contextlib.contextmanager
+def script_output(*, quiet: bool = False) -> Iterator[None]:
+    """Set up what a script shows: our log lines above the bars, other libraries' only when something is wrong."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.getLogger("sae_utils").setLevel(logging.WARNING if quiet else logging.INFO)
+    quiet_libraries()
+    with logging_redirect_tqdm():
+        yield
+
+
+def quiet_libraries() -> None:
+    """Turn off the progress bars and advice of transformers and datasets, which a user of ours cannot act on."""
+    import datasets
+    import transformers
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)

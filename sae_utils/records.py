@@ -1,0 +1,92 @@
+"""The records beside every output: written whole or not at all, with what is needed to run it again."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sae_utils.errors import InputError
+
+RECORDED_PACKAGES = ("torch", "transformers", "datasets", "eai-sparsify", "numpy", "safetensors", "wandb")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one step: readers see the old content or the new, never a part."""
+    scratch = path.with_name(path.name + ".tmp")
+    with open(scratch, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write a record as indented JSON in one step. NaN and infinity are refused (ValueError): JSON has neither."""
+    write_text(path, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a record that `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder of ours; one that is not there is fine."""
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def differing_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """One phrase for each setting whose value differs, with both values; empty if all agree.
+
+    >>> differing_settings({"k": 32, "lr": None}, {"k": 64, "lr": None})
+    ['k was 32 and is now 64']
+    """
+    names = list(dict.fromkeys([*before, *now]))
+    return [
+        f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]
+
+
+def check_same_settings(before: dict[str, Any], now: dict[str, Any], *, where: Path, remedy: str) -> None:
+    """Refuse to mix two runs in one folder.
+
+    Raises:
+        InputError: If a setting differs; the message has both values, the folder, and `remedy`.
+    """
+    if different := differing_settings(before, now):
+        raise InputError(f"{where} was made with other settings: {'; '.join(different)}; {remedy}")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape the numbers; a package that is missing is left out."""
+    found = {"python": platform.python_version()}
+    for package in RECORDED_PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of this project's checkout, with `+changes` when files differ from it; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+    commit = _git(root, "rev-parse", "HEAD")
+    if commit is None:  # a repository without a commit, or one that belongs to another user
+        return None
+    return commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """Output of a git command, or None if it failed."""
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,294 @@
+"""A generated data set while it grows: finished samples in shards, put together into one Arrow data set at the end.
+
+    <name>.unfinished/settings.json                what every sample in it was made with
+    <name>.unfinished/samples_<first>_<stop>_<tokens>.arrow    samples first .. stop - 1, complete or absent
+    <name>/                                        the finished data set, moved here in one step
+
+A killed run leaves its shards; the next one counts them and goes on with the first sample that is missing.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, List, Value, concatenate_datasets
+from filelock import FileLock, Timeout
+from transformers import PreTrainedTokenizerBase
+
+from sae_utils.errors import InputError
+from sae_utils.paths import UNFINISHED_SUFFIX
+from sae_utils.records import check_same_settings, read_json, remove_folder, write_json
+
+logger = logging.getLogger(__name__)
+
+FEATURES = Features(
+    {
+        "id": Value("int64"),
+        "text": Value("string"),
+        "input_ids": List(Value("int32")),
+        "num_tokens": Value("int32"),
+    }
+)
+"""Columns of every generated data set; `input_ids` are the sampled ids, BOS first, `num_tokens` their number."""
+
+_SHARD_NAME = re.compile(r"samples_(\d{9})_(\d{9})_(\d+)\.arrow")
+_ROWS_PER_FILE = 100_000
+
+
+@dataclass(frozen=True)
+class Goal:
+    """How much a data set is to hold: a number of samples, or an exact number of tokens."""
+
+    n_samples: int | None
+    """Samples, if that is what counts."""
+
+    n_tokens: int | None = None
+    """Tokens over all samples, BOS and EOS included, the last sample cut; replaces `n_samples`."""
+
+    def __post_init__(self) -> None:
+        if self.n_tokens is None and (self.n_samples is None or self.n_samples < 1):
+            raise InputError(f"--n must be at least 1 sample, got {self.n_samples}")
+        if self.n_tokens is not None and self.n_tokens < 1:
+            raise InputError(f"--num_tokens must be at least 1, got {self.n_tokens}")
+
+    def is_reached(self, n_samples: int, n_tokens: int) -> bool:
+        """Whether this many finished samples and tokens are enough."""
+        return n_tokens >= self.n_tokens if self.n_tokens is not None else n_samples >= self.n_samples
+
+    def __str__(self) -> str:
+        return f"{self.n_samples:,} samples" if self.n_tokens is None else f"{self.n_tokens:,} tokens"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of finished samples with consecutive ids."""
+
+    path: Path
+    """The Arrow file."""
+
+    first: int
+    """Id of its first sample."""
+
+    stop: int
+    """Id after its last sample."""
+
+    n_tokens: int
+    """Tokens in it."""
+
+
+class GrowingDataset:
+    """Exclusive access to one data set under construction. Use as a context manager; one process holds it at a time."""
+
+    def __init__(self, final: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
+        """Open, or start, the data set that will stand at `final`.
+
+        Args:
+            final: Folder of the finished data set.
+            settings: What every sample depends on; recorded, and compared with what is there.
+            overwrite: Throw away what stands there, finished or not.
+        """
+        self.final = final
+        self.work = final.with_name(final.name + UNFINISHED_SUFFIX)
+        self.settings = settings
+        self.overwrite = overwrite
+        self.lock = FileLock(final.with_name(f".{final.name}.lock"))
+
+    def __enter__(self) -> "GrowingDataset":
+        """Take the lock, mend an interrupted last step, and check the settings.
+
+        Raises:
+            InputError: If another run holds the data set, or it was made with other settings.
+        """
+        self.final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire(blocking=False)
+        except Timeout:
+            raise InputError(
+                f"another run is writing {self.final}; wait for it, or give another --output_dir"
+            ) from None
+        try:
+            self._open()
+        except BaseException:
+            self.lock.release()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.lock.release()
+
+    def _open(self) -> None:
+        if self.overwrite:
+            remove_folder(self.work)
+            remove_folder(self.final)
+        self._finish_interrupted_move()
+        remedy = "give --overwrite to throw it away, or another --output_dir"
+        if self.record is not None:
+            check_same_settings(self.record["settings"], self.settings, where=self.final, remedy=remedy)
+        if (self.work / "settings.json").exists():
+            check_same_settings(read_json(self.work / "settings.json"), self.settings, where=self.work, remedy=remedy)
+
+    def _finish_interrupted_move(self) -> None:
+        """A run killed between the two renames of `finish` left the old data set aside: put it back."""
+        if not self.final.exists() and (self.work / "previous").exists():
+            os.rename(self.work / "previous", self.final)
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """`generation.json` of the finished data set, or None if there is none yet."""
+        path = self.final / "generation.json"
+        if path.exists():
+            return read_json(path)
+        if self.final.exists():
+            raise InputError(f"{self.final} exists and has no generation.json; move it away or give --overwrite")
+        return None
+
+    def covers(self, goal: Goal) -> bool:
+        """Whether the finished data set already holds what is asked for."""
+        record = self.record
+        if record is None:
+            return False
+        n_uncut = record["n_samples"] - (record["cut_sample"] is not None)
+        if goal.n_tokens is None:
+            return n_uncut >= goal.n_samples
+        return record["n_tokens"] >= goal.n_tokens
+
+    def parts(self) -> list[Shard]:
+        """The unbroken beginning of the sample stream that is on disk, as shards in the order of their ids.
+
+        The finished data set, if there is one, is not part of this; the first shard starts where it ends.
+        """
+        by_first = {shard.first: shard for shard in self.shards()}
+        unbroken = []
+        position = self.n_kept[0]
+        while position in by_first:
+            unbroken.append(by_first[position])
+            position = by_first[position].stop
+        return unbroken
+
+    def shards(self) -> Iterator[Shard]:
+        """Every complete shard on disk."""
+        for path in sorted(self.work.glob("samples_*.arrow")):
+            if match := _SHARD_NAME.fullmatch(path.name):
+                yield Shard(path, *(int(number) for number in match.groups()))
+
+    @property
+    def n_kept(self) -> tuple[int, int]:
+        """Samples and tokens that the finished data set contributes, its cut last sample counted uncut."""
+        record = self.record
+        if record is None:
+            return 0, 0
+        cut = record["cut_sample"]
+        return record["n_samples"], record["n_tokens"] + (len(cut["rest"]) if cut else 0)
+
+    def progress(self) -> tuple[int, int]:
+        """Samples and tokens of the unbroken beginning, on disk in any form."""
+        n_samples, n_tokens = self.n_kept
+        for shard in self.parts():
+            n_samples, n_tokens = shard.stop, n_tokens + shard.n_tokens
+        return n_samples, n_tokens
+
+    def add(self, first: int, samples: list[np.ndarray], tokenizer: PreTrainedTokenizerBase, bos_id: int) -> None:
+        """Write finished samples with ids `first`, `first + 1`, ... as one shard, complete or not at all."""
+        if not (self.work / "settings.json").exists():
+            self.work.mkdir(parents=True, exist_ok=True)
+            write_json(self.work / "settings.json", self.settings)
+        n_tokens = sum(map(len, samples))
+        path = self.work / f"samples_{first:09d}_{first + len(samples):09d}_{n_tokens}.arrow"
+        rows = make_rows(range(first, first + len(samples)), samples, tokenizer, bos_id)
+        scratch = path.with_name(f"writing_{path.name}")
+        _write_arrow(rows, scratch)
+        os.replace(scratch, path)
+
+    def finish(self, goal: Goal, tokenizer: PreTrainedTokenizerBase, bos_id: int) -> tuple[Dataset, dict | None]:
+        """Put kept samples and shards together, cut to the goal, in the folder that `publish` will move into place.
+
+        Returns:
+            The data set, and what was cut off its last sample: `{"id", "rest"}`, or None if nothing was.
+        """
+        pieces = [*self._kept_pieces(tokenizer, bos_id), *(Dataset.from_file(str(s.path)) for s in self.parts())]
+        rows = concatenate_datasets(pieces)
+        rows, cut = _cut_rows(rows, goal, tokenizer, bos_id)
+        remove_folder(self.work / "dataset")
+        n_files = -(-len(rows) // _ROWS_PER_FILE)
+        # A fingerprint of its own: the default one hashes file paths and times, so equal data would differ on disk.
+        named = Dataset(rows.data, info=rows.info, fingerprint=f"{len(rows):016x}")
+        named.save_to_disk(str(self.work / "dataset"), num_shards=n_files)
+        return Dataset.load_from_disk(str(self.work / "dataset")), cut
+
+    def publish(self) -> None:
+        """Move the assembled data set to its final name and remove the shards."""
+        remove_folder(self.work / "previous")
+        if self.final.exists():
+            os.rename(self.final, self.work / "previous")
+        os.rename(self.work / "dataset", self.final)
+        remove_folder(self.work)
+
+    def _kept_pieces(self, tokenizer: PreTrainedTokenizerBase, bos_id: int) -> list[Dataset]:
+        """Rows of the finished data set, its cut last sample made whole again."""
+        record = self.record
+        if record is None:
+            return []
+        kept = Dataset.load_from_disk(str(self.final))
+        cut = record["cut_sample"]
+        if cut is None:
+            return [kept]
+        whole = np.array(kept[-1]["input_ids"] + cut["rest"], dtype=np.int32)
+        return [kept.select(range(len(kept) - 1)), make_rows([cut["id"]], [whole], tokenizer, bos_id)]
+
+
+def make_rows(
+    ids: Iterable[int], samples: list[np.ndarray], tokenizer: PreTrainedTokenizerBase, bos_id: int
+) -> Dataset:
+    """Rows of a generated data set from sampled token ids."""
+    return Dataset.from_dict(
+        {
+            "id": list(ids),
+            "text": [decode_text(sample, tokenizer, bos_id) for sample in samples],
+            "input_ids": samples,
+            "num_tokens": [len(sample) for sample in samples],
+        },
+        features=FEATURES,
+    )
+
+
+def decode_text(sample: np.ndarray, tokenizer: PreTrainedTokenizerBase, bos_id: int) -> str:
+    """Text of a sample without the BOS it starts from and the EOS it ends with; other special tokens stay visible."""
+    ids = sample.tolist()
+    body = ids[1:] if ids and ids[0] == bos_id else ids
+    if body and body[-1] == tokenizer.eos_token_id:
+        body = body[:-1]
+    return tokenizer.decode(body, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _cut_rows(
+    rows: Dataset, goal: Goal, tokenizer: PreTrainedTokenizerBase, bos_id: int
+) -> tuple[Dataset, dict | None]:
+    """The first rows that make up the goal, the last one cut to the exact token; and what was cut off."""
+    if goal.n_tokens is None:
+        return rows.select(range(goal.n_samples)), None
+    ends = np.cumsum(rows.data.column("num_tokens").to_numpy())
+    last = int(np.searchsorted(ends, goal.n_tokens))
+    if ends[last] == goal.n_tokens:
+        return rows.select(range(last + 1)), None
+    row = rows[last]
+    n_left = row["num_tokens"] - int(ends[last] - goal.n_tokens)
+    head = make_rows([row["id"]], [np.array(row["input_ids"][:n_left], dtype=np.int32)], tokenizer, bos_id)
+    cut = {"id": row["id"], "rest": row["input_ids"][n_left:]}
+    # `rows.select` of nothing loses the table, so a budget below one sample is the cut sample alone.
+    return (concatenate_datasets([rows.select(range(last)), head]) if last else head), cut
+
+
+def _write_arrow(rows: Dataset, path: Path) -> None:
+    """Write rows as one Arrow stream and flush it to the disk."""
+    from datasets.arrow_writer import ArrowWriter
+
+    with ArrowWriter(path=str(path), features=FEATURES) as writer:
+        writer.write_table(rows.data.table)
+        writer.finalize()
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

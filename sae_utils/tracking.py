@@ -1,0 +1,127 @@
+"""Weights & Biases, and the same numbers in `metrics.jsonl`, which needs no account."""
+
+import json
+import logging
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+"""Training losses beside the state and, at the end, beside the SAEs: one JSON object per step."""
+
+WANDB_MODES = ("auto", "online", "offline", "disabled")
+
+
+def choose_wandb_mode(mode: str) -> str:
+    """The W&B mode to run in; `auto` is online when a login is found and offline, with a line saying so, when not.
+
+    Nothing is asked and nothing is sent to find out.
+    """
+    if mode != "auto":
+        return mode
+    if chosen := os.environ.get("WANDB_MODE"):
+        return chosen
+    import wandb
+
+    if wandb.setup().settings.api_key or _has_netrc_login():
+        return "online"
+    logger.info("W&B: no login found, so runs are recorded offline; send them later with `wandb sync`")
+    return "offline"
+
+
+class Tracker:
+    """One W&B run, and its `metrics.jsonl`."""
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        mode: str,
+        project: str,
+        entity: str | None,
+        group: str,
+        name: str,
+        tags: list[str],
+        config: dict[str, Any],
+        from_tokens: int = 0,
+    ) -> None:
+        """Start the run, or go on with the one this folder began.
+
+        Args:
+            folder: Where `metrics.jsonl` grows; W&B's id is kept in it so that a resumed run is the same run.
+            mode: online, offline or disabled.
+            project: W&B project.
+            entity: W&B team; None for the account's own.
+            group: What runs are grouped by on the dashboard.
+            name: Name of the run.
+            tags: Tags of the run.
+            config: Everything that was set.
+            from_tokens: Tokens already trained on; later lines of an interrupted run are dropped, they come again.
+        """
+        import wandb
+
+        self.path = folder / METRICS_FILE
+        folder.mkdir(parents=True, exist_ok=True)
+        self._drop_lines_after(from_tokens)
+        self.file = open(self.path, "a", encoding="utf-8")
+        id_path = folder / "wandb_id"
+        if not id_path.exists():
+            id_path.write_text(uuid.uuid4().hex[:12])
+        self.run = wandb.init(
+            project=project,
+            entity=entity,
+            group=group,
+            name=name,
+            tags=tags,
+            config=config,
+            id=id_path.read_text(),
+            resume="allow" if mode == "online" else None,
+            mode=mode,
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        self.run.define_metric("tokens")
+        self.run.define_metric("*", step_metric="tokens")
+
+    def log(self, n_tokens: int, values: dict[str, float]) -> None:
+        """Record numbers at a point of training, which is given in tokens per SAE."""
+        record = {"tokens": n_tokens, **values}
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        self.run.log(record)
+
+    def summarise(self, summary: dict[str, Any]) -> None:
+        """Put results into the run's summary."""
+        self.run.summary.update(summary)
+
+    def close(self, exit_code: int = 0) -> None:
+        """End the run; with another exit code it is marked as crashed."""
+        self.file.close()
+        self.run.finish(exit_code=exit_code)
+
+    def _drop_lines_after(self, n_tokens: int) -> None:
+        """Cut `metrics.jsonl` back to the state that training is resumed from; a torn last line goes, too."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            if not line.endswith("}") or json.loads(line)["tokens"] > n_tokens:
+                break
+            kept.append(line + "\n")
+        self.path.write_text("".join(kept), encoding="utf-8")
+
+
+def _has_netrc_login() -> bool:
+    """Whether `wandb login` left credentials in the user's netrc file."""
+    import netrc
+
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    if not path.exists():
+        return False
+    try:
+        return netrc.netrc(path).authenticators("api.wandb.ai") is not None
+    except netrc.NetrcParseError as err:
+        logger.warning("W&B: %s cannot be read (%s), so runs are recorded offline", path, err)
+        return False
