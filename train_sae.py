@@ -1,7 +1,7 @@
 """Train sparse autoencoders on target models over the data sets of source models, and measure what came out.
 
     python train_sae.py --target_models pythia-1.4b pythia-2.8b --source_models pythia-1.4b --dataset_seed 42
-    python train_sae.py --org_name PATH --target_models NAME --source_models NAME --layers 1 --device cpu   # a first try
+    python train_sae.py --org_name FOLDER --target_models NAME --source_models NAME --device cpu   # a first try
 
 Needs the data sets of generate_datasets.py. Leaves one folder per target, source and seed, which sparsify's
 SparseCoder.load_many reads. A run that was stopped goes on where it was when the same command is given again.
@@ -103,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     running.add_argument(
         "--dtype",
         default="auto",
-        help="number format of the target model: float32, bfloat16, float16; auto is bfloat16 on a GPU, float32 on a CPU",
+        help="format of the target's weights: float32, bfloat16, float16; auto is bfloat16 on a GPU, float32 on a CPU",
     )
     running.add_argument(
         "--overwrite", action="store_true", help="throw away what stands there instead of continuing it"

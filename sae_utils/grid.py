@@ -122,8 +122,8 @@ def describe_grid(cells: Sequence[Cell]) -> str:
         memory = training_bytes(target.d_model, target.n_latents, n_saes, settings.optimizer) / GB
         disk = sae_bytes(target.d_model, target.n_latents) * n_saes / GB
         lines.append(
-            f"  {cell.name}: layers {' '.join(map(str, settings.layers))}, {target.n_latents:,} latents, k {settings.k}, "
-            f"SAEs take {memory:.2f} GB in training, {disk:.2f} GB on disk"
+            f"  {cell.name}: layers {' '.join(map(str, settings.layers))}, {target.n_latents:,} latents, "
+            f"k {settings.k}, SAEs take {memory:.2f} GB in training, {disk:.2f} GB on disk"
         )
     return "\n".join(lines)
 

@@ -46,8 +46,13 @@ class Source:
     """Token that starts every sample."""
 
 
-def find_source(datasets_dir: Path, key: DatasetKey) -> Source:
+def find_source(datasets_dir: Path, key: DatasetKey, model: str) -> Source:
     """The generated data set that was asked for.
+
+    Args:
+        datasets_dir: Folder of the generated data sets.
+        key: Which one.
+        model: Hub id or folder of the model that should have written it, for the error message.
 
     Raises:
         MissingInputError: If it is not there; the message lists the data sets of this model that are, with the flags
@@ -56,7 +61,7 @@ def find_source(datasets_dir: Path, key: DatasetKey) -> Source:
     folder = datasets_dir / key.folder
     record_path = folder / "generation.json"
     if not record_path.exists():
-        raise MissingInputError(_missing_source(datasets_dir, key))
+        raise MissingInputError(_missing_source(datasets_dir, key, model))
     record = read_json(record_path)
     return Source(
         name=key.model,
@@ -112,33 +117,30 @@ def retokenize(rows: Dataset, tokenizer: PreTrainedTokenizerBase, ctx_len: int) 
     except ValueError as err:
         if "Not enough data" not in str(err):
             raise
-        raise InputError(
-            f"the texts do not fill one sequence of --ctx_len {ctx_len}; lower it or generate more"
-        ) from err
+        raise InputError(f"a source does not fill one sequence of --ctx_len {ctx_len}; generate more") from err
 
 
 def _check_fills_one(n_tokens: int, ctx_len: int, source: Source) -> None:
     """Refuse a source that is shorter than one sequence."""
     if n_tokens < ctx_len:
         raise InputError(
-            f"{source.folder} holds {n_tokens:,} tokens, less than one sequence of --ctx_len {ctx_len}; lower --ctx_len or "
-            f"generate more"
+            f"{source.folder} holds {n_tokens:,} tokens, less than one sequence of --ctx_len {ctx_len}; "
+            f"lower --ctx_len, or generate more"
         )
 
 
-def _missing_source(datasets_dir: Path, key: DatasetKey) -> str:
+def _missing_source(datasets_dir: Path, key: DatasetKey, model: str) -> str:
     """What to say when a data set is not there."""
     found = find_datasets(datasets_dir, key.model)
     asked = f"no data set {datasets_dir / key.folder}"
     if not found:
-        # The command that makes it; the organisation is left to the user, who may use a local folder.
         return (
-            f"{asked}, and none of {key.model} at all; make it with: python generate_datasets.py --models "
-            f"ORG_OR_PATH/{key.model} --seed {key.seed} --temperature {key.temperature} --top_p {key.top_p} "
-            f"--output_dir {datasets_dir}"
+            f"{asked}, and none of {key.model} at all; make it with: python generate_datasets.py --models {model} "
+            f"--seed {key.seed} --temperature {key.temperature} --top_p {key.top_p} --output_dir {datasets_dir}"
         )
     choices = "; ".join(
-        f"{each.folder} (--dataset_seed {each.seed} --dataset_temperature {each.temperature} --dataset_top_p {each.top_p})"
+        f"{each.folder} (--dataset_seed {each.seed} --dataset_temperature {each.temperature} "
+        f"--dataset_top_p {each.top_p})"
         for each in found
     )
     return f"{asked}; of {key.model} there is: {choices}"

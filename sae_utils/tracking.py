@@ -66,7 +66,6 @@ class Tracker:
         self.path = folder / METRICS_FILE
         folder.mkdir(parents=True, exist_ok=True)
         self._drop_lines_after(from_tokens)
-        self.file = open(self.path, "a", encoding="utf-8")
         id_path = folder / "wandb_id"
         if not id_path.exists():
             id_path.write_text(uuid.uuid4().hex[:12])
@@ -88,8 +87,8 @@ class Tracker:
     def log(self, n_tokens: int, values: dict[str, float]) -> None:
         """Record numbers at a point of training, which is given in tokens per SAE."""
         record = {"tokens": n_tokens, **values}
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
         self.run.log(record)
 
     def summarise(self, summary: dict[str, Any]) -> None:
@@ -98,7 +97,6 @@ class Tracker:
 
     def close(self, exit_code: int = 0) -> None:
         """End the run; with another exit code it is marked as crashed."""
-        self.file.close()
         self.run.finish(exit_code=exit_code)
 
     def _drop_lines_after(self, n_tokens: int) -> None:

@@ -35,7 +35,8 @@ class SaeTrainer(Trainer):
 
     Differences from sparsify's trainer: checkpoints are written in one step, after a step is complete, and hold
     everything (its own store the step before the increment and the weights in evaluation form); nothing is printed;
-    losses go to the function in `on_step`; `fit` leaves the global matmul precision as it was. The arithmetic of training is sparsify's.
+    losses go to the function in `on_step`; `fit` leaves the global matmul precision as it was. The arithmetic of
+    training is sparsify's.
     """
 
     def __init__(
