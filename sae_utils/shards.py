@@ -38,6 +38,7 @@ FEATURES = Features(
 
 _SHARD_NAME = re.compile(r"samples_(\d{9})_(\d{9})_(\d+)\.arrow")
 _ROWS_PER_FILE = 100_000
+_ROWS_PER_WRITE = 1_000
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,8 @@ class GrowingDataset:
         rows = concatenate_datasets(pieces)
         rows, cut = _cut_rows(rows, goal, tokenizer, bos_id)
         remove_folder(self.work / "dataset")
+        _write_arrow(rows, self.work / "whole.arrow")
+        rows = Dataset.from_file(str(self.work / "whole.arrow"))
         n_files = -(-len(rows) // _ROWS_PER_FILE)
         # A fingerprint of its own: the default one hashes file paths and times, so equal data would differ on disk.
         named = Dataset(rows.data, info=rows.info, fingerprint=f"{len(rows):016x}")
@@ -288,7 +291,9 @@ def _write_arrow(rows: Dataset, path: Path) -> None:
     from datasets.arrow_writer import ArrowWriter
 
     with ArrowWriter(path=str(path), features=FEATURES) as writer:
-        writer.write_table(rows.data.table)
+        for batch in rows.with_format("arrow").iter(_ROWS_PER_WRITE):
+            # Copied, so that the bytes do not show how the rows were sliced out of other files.
+            writer.write_table(batch.take(np.arange(len(batch))))
         writer.finalize()
     with open(path, "rb") as file:
         os.fsync(file.fileno())

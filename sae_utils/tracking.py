@@ -79,6 +79,7 @@ class Tracker:
             id=id_path.read_text(),
             resume="allow" if mode == "online" else None,
             mode=mode,
+            dir=os.environ.get("WANDB_DIR", "."),  # W&B itself looks once per process
             settings=wandb.Settings(silent=True, console="off"),
         )
         self.run.define_metric("tokens")

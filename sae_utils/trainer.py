@@ -55,7 +55,7 @@ class SaeTrainer(Trainer):
             model: The target, cut after its last hooked layer.
             work_dir: Folder of the resumable state.
 
-        The global random state is set by sparsify (once per SAE, from its seed) and given back as it was.
+        sparsify seeds the global generators, once per SAE; here and in `fit` they are given back as they were.
         """
         self.work_dir = work_dir
         self.on_step: StepReport = lambda n_tokens, report: None
@@ -64,6 +64,7 @@ class SaeTrainer(Trainer):
         cfg.log_to_wandb = False  # sparsify would start a run of its own
         with torch.random.fork_rng(devices=_cuda_devices(model)), _captured_prints():
             super().__init__(cfg, chunks, model)
+        self._sort_parameters_()
         for name, sae in self.saes.items():
             sae.register_forward_hook(self._make_loss_hook(name))
 
@@ -88,7 +89,7 @@ class SaeTrainer(Trainer):
         precision = torch.get_float32_matmul_precision()
         self._is_fitting = True
         try:
-            with _captured_prints(), _without_bar():
+            with torch.random.fork_rng(devices=_cuda_devices(self.model)), _captured_prints(), _without_bar():
                 super().fit()
         finally:
             self._is_fitting = False
@@ -133,6 +134,14 @@ class SaeTrainer(Trainer):
     def sae_name(self, hookpoint: str, seed: int) -> str:
         """Name in `saes` of one layer's and seed's SAE; sparsify leaves the seed out when there is only one."""
         return hookpoint if len(self.cfg.init_seeds) == 1 else f"{hookpoint}/seed{seed}"
+
+    def _sort_parameters_(self) -> None:
+        """Give the optimizers' parameters one order. For Muon sparsify hands over a set, whose order changes from process
+        to process, while optimizer state is saved by position (and shared between ranks by position)."""
+        position = {p: i for i, p in enumerate(p for sae in self.saes.values() for p in sae.parameters())}
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["params"].sort(key=position.__getitem__)
 
     def _end_step(self) -> None:
         """Report the losses of a complete step, and write a checkpoint when one is due."""

@@ -1,0 +1,129 @@
+"""Small random models and tokenizers, made here, so that every test runs offline on a CPU in seconds."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub on import: without it, a missing model is retried
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
+
+from sae_utils.models import LoadedModel, load_causal_lm
+
+CORPUS = [
+    "the quick brown fox jumps over the lazy dog and runs away into the deep dark forest",
+    "a sparse autoencoder writes an activation as a sum of few directions from a large dictionary",
+    "she sells sea shells by the sea shore, and the shells she sells are sea shells for sure",
+    "numbers must be right: 0 1 2 3 4 5 6 7 8 9, and the second run gives what the first one gave",
+]
+
+
+def train_tokenizer(*, bos: str | None, eos: str | None, vocab_size: int = 320) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on a few sentences."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = list(dict.fromkeys(token for token in ("<|endoftext|>", bos, eos) if token))
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos)
+
+
+def neox_config(vocab_size: int, *, n_layers: int = 2, d_model: int = 16) -> GPTNeoXConfig:
+    """Pythia's architecture, small."""
+    return GPTNeoXConfig(
+        vocab_size=vocab_size,
+        hidden_size=d_model,
+        num_hidden_layers=n_layers,
+        num_attention_heads=2,
+        intermediate_size=4 * d_model,
+        max_position_embeddings=2048,
+        bos_token_id=0,
+        eos_token_id=0,
+        initializer_range=0.6,  # wide, so that next-token distributions are far from uniform
+    )
+
+
+def llama_config(vocab_size: int, *, n_layers: int = 2, d_model: int = 16) -> LlamaConfig:
+    """Llama's architecture, small, with grouped queries."""
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=d_model,
+        num_hidden_layers=n_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=4 * d_model,
+        max_position_embeddings=2048,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.6,
+    )
+
+
+def gpt2_config(vocab_size: int, *, n_layers: int = 2, d_model: int = 16) -> GPT2Config:
+    """GPT-2's architecture, small."""
+    return GPT2Config(
+        vocab_size=vocab_size,
+        n_embd=d_model,
+        n_layer=n_layers,
+        n_head=2,
+        n_positions=2048,
+        bos_token_id=0,
+        eos_token_id=0,
+        initializer_range=0.6,
+    )
+
+
+CONFIGS = {"neox": neox_config, "llama": llama_config, "gpt2": gpt2_config}
+
+
+def make_model(folder: Path, kind: str = "neox", *, seed: int = 0, **shape: int) -> Path:
+    """Save a random model with a tokenizer, as a user would have it on disk."""
+    if kind == "llama":
+        tokenizer = train_tokenizer(bos="<s>", eos="</s>", vocab_size=300)
+    else:
+        # GPT-2 knows EOS only; GPT-NeoX calls the same token BOS as well.
+        tokenizer = train_tokenizer(bos="<|endoftext|>" if kind == "neox" else None, eos="<|endoftext|>")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(CONFIGS[kind](len(tokenizer), **shape))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path) -> LoadedModel:
+    """Load a saved model for sampling on the CPU in float32."""
+    return load_causal_lm(str(folder), torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    """No test reaches a hub or an account, and none writes outside its own folder."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def neox(tmp_path_factory) -> Path:
+    """A Pythia-shaped model of 2 layers."""
+    return make_model(tmp_path_factory.mktemp("models") / "tiny-neox", "neox")
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory) -> Path:
+    """A Llama-shaped model of 2 layers, with another tokenizer."""
+    return make_model(tmp_path_factory.mktemp("models") / "tiny-llama", "llama")
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory) -> Path:
+    """A GPT-2-shaped model of 2 layers whose tokenizer has no BOS."""
+    return make_model(tmp_path_factory.mktemp("models") / "tiny-gpt2", "gpt2")

@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CONFIGS, load, make_model, train_tokenizer
+from transformers import AutoModel, LlamaConfig, PreTrainedTokenizerFast
+
+from sae_utils.errors import InputError, MissingInputError
+from sae_utils.models import (
+    check_fits_context,
+    check_layers,
+    cut_after_,
+    find_bos_id,
+    find_layers,
+    fingerprint_model,
+    fingerprint_tokenizer,
+    load_config,
+    load_trunk,
+    resolve_reference,
+)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("neox", "layers"), ("llama", "layers"), ("gpt2", "h")])
+def test_layers_are_found_in_every_family(kind, name):
+    model = AutoModel.from_config(CONFIGS[kind](50, n_layers=3))
+    found_name, layers = find_layers(model)
+    assert (found_name, len(layers)) == (name, 3)
+
+
+@pytest.mark.parametrize("kind", ["neox", "llama", "gpt2"])
+def test_cut_model_gives_the_same_activations(kind, request):
+    """Bit for bit: what is cut away comes after what is hooked."""
+    folder = str(request.getfixturevalue(kind))
+    whole, cut = (load_trunk(folder, torch.device("cpu"), torch.float32) for _ in range(2))
+    cut_after_(cut, 0)
+    assert len(find_layers(cut)[1]) == 1
+    ids = torch.arange(20).reshape(2, 10)
+    assert torch.equal(layer_output(whole, ids), layer_output(cut, ids))
+
+
+def layer_output(model, ids):
+    """Output of layer 0."""
+    seen = []
+    handle = find_layers(model)[1][0].register_forward_hook(
+        lambda module, inputs, output: seen.append(output[0] if isinstance(output, tuple) else output)
+    )
+    with torch.no_grad():
+        model(ids)
+    handle.remove()
+    return seen[0]
+
+
+def test_missing_layers_are_refused(neox):
+    with pytest.raises(InputError, match=r"--layers must be in 0 .. 1 for .*, got 2 7; the model has 2 layers"):
+        check_layers([0, 2, 7], load_config(str(neox)), str(neox))
+
+
+def test_local_folder_comes_before_the_hub(tmp_path, neox):
+    """`EleutherAI/pythia-1.4b` in the working folder is that model: no hub is asked."""
+    Path("EleutherAI").mkdir()
+    Path("EleutherAI/pythia-1.4b").symlink_to(neox)
+    assert Path(resolve_reference("pythia-1.4b", org_name="EleutherAI")) == Path("EleutherAI/pythia-1.4b")
+    assert load(Path("EleutherAI/pythia-1.4b")).bos_id == 0
+    assert resolve_reference("pythia-1.4b", org_name=str(tmp_path / "EleutherAI")).endswith("EleutherAI/pythia-1.4b")
+
+
+def test_missing_model_is_one_line_that_says_where_it_looked():
+    with pytest.raises(MissingInputError, match=r"'EleutherAI/pythia-9b' could not be loaded; looked in .*hub.*folder"):
+        load_config(resolve_reference("pythia-9b", org_name="EleutherAI"))
+    with pytest.raises(MissingInputError, match=r"'./nothing' is not a model folder: .*nothing has no config.json"):
+        resolve_reference("./nothing")
+
+
+def test_eos_stands_for_bos_only_where_it_did_in_training(gpt2):
+    source = load(gpt2)
+    assert source.tokenizer.bos_token_id is None
+    assert source.bos_id == source.tokenizer.eos_token_id
+    unknown = LlamaConfig(bos_token_id=5, eos_token_id=1)
+    with pytest.raises(InputError, match=r"tokenizer of some/model has no BOS token \(model type 'llama', EOS '</s>'\)"):
+        find_bos_id(train_tokenizer(bos=None, eos="</s>"), unknown, "some/model")
+
+
+def test_context_is_checked(neox):
+    with pytest.raises(InputError, match="--ctx_len must fit the context of m, 2048 tokens, got 4096; lower --ctx_len"):
+        check_fits_context(4096, load_config(str(neox)), flag="--ctx_len", reference="m")
+
+
+def test_model_fingerprint_sees_weights_and_nothing_else(tmp_path, neox):
+    same = load(make_model(tmp_path / "copy", "neox"))
+    other = load(make_model(tmp_path / "other", "neox", seed=1))
+    original = fingerprint_model(load(neox).model)
+    assert original == fingerprint_model(same.model)
+    assert original != fingerprint_model(other.model)
+
+
+def test_tokenizers_are_compared_by_content(tmp_path, neox, llama):
+    """Pythia-1.4b and 2.8b share a tokenizer under two names: their ids must not be tokenized again."""
+    tokenizer = load(neox).tokenizer
+    tokenizer.save_pretrained(tmp_path / "renamed")
+    renamed = PreTrainedTokenizerFast.from_pretrained(tmp_path / "renamed")
+    assert fingerprint_tokenizer(tokenizer) == fingerprint_tokenizer(renamed)
+    assert fingerprint_tokenizer(tokenizer) != fingerprint_tokenizer(load(llama).tokenizer)

@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+import torch
+from conftest import load, make_model
+from scipy import stats
+
+from sae_utils import kv_cache
+from sae_utils.errors import InputError
+from sae_utils.nucleus import choose_tokens
+from sae_utils.sampling import SamplingSettings, sample_tokens
+from sae_utils.seeding import sample_uniforms
+
+
+def slow_sample(source, sample_id, settings) -> list[int]:
+    """One sample by running the whole model on the whole prefix at every step: no cache, no batch."""
+    uniforms = sample_uniforms(settings.seed, [sample_id], settings.max_length)[0]
+    ids = [source.bos_id]
+    while len(ids) < settings.max_length:
+        with torch.inference_mode():
+            logits = source.model(torch.tensor([ids])).logits[:, -1]
+        u = torch.tensor(uniforms[len(ids) - 1 : len(ids)])
+        ids.append(choose_tokens(logits, u, temperature=settings.temperature, top_p=settings.top_p).item())
+        if ids[-1] in source.eos_ids:
+            break
+    return ids
+
+
+@pytest.mark.parametrize("kind", ["neox", "llama", "gpt2"])
+def test_same_as_running_the_whole_prefix_every_step(kind, request, monkeypatch):
+    """The cache, the batch and the dropped rows are ways to be fast, and must not show in the tokens."""
+    monkeypatch.setattr(kv_cache, "BLOCK_TOKENS", 16)  # so that the cache grows several times
+    source = load(request.getfixturevalue(kind))
+    settings = SamplingSettings(seed=3, temperature=1.3, top_p=0.95, max_length=60)
+    fast = sample_tokens(source, range(40), settings)
+    assert [row.tolist() for row in fast[:8]] == [slow_sample(source, i, settings) for i in range(8)]
+    assert len({len(row) for row in fast}) > 1, "the test needs rows that end at different steps"
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_batch_size_does_not_change_samples(neox, batch_size):
+    source, settings = load(neox), SamplingSettings(seed=5, max_length=24)
+    together = sample_tokens(source, range(64), settings)
+    pieces = [
+        row
+        for first in range(0, 64, batch_size)
+        for row in sample_tokens(source, range(first, min(64, first + batch_size)), settings)
+    ]
+    assert all(np.array_equal(a, b) for a, b in zip(together, pieces, strict=True))
+
+
+def test_samples_start_with_bos_and_end_with_eos_or_at_the_limit(llama):
+    source = load(llama)
+    rows = sample_tokens(source, range(200), SamplingSettings(max_length=30, top_p=1.0))
+    assert {row[0] for row in rows} == {source.bos_id}
+    assert all(len(row) == 30 or row[-1] in source.eos_ids for row in rows)
+    assert all(not np.isin(row[1:-1], source.eos_ids).any() for row in rows)
+    assert any(len(row) < 30 for row in rows) and max(map(len, rows)) == 30
+
+
+def test_progress_counts_the_tokens_that_are_kept(llama):
+    seen = []
+    rows = sample_tokens(load(llama), range(50), SamplingSettings(max_length=20), on_tokens=seen.append)
+    assert sum(seen) == sum(map(len, rows))
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 0.9), (0.7, 0.5), (1.5, 1.0)])
+def test_first_two_tokens_follow_the_model(tmp_path, temperature, top_p):
+    """A subtle error in the nucleus or the streams would bias every SAE trained on the data, and nothing would look odd."""
+    folder = make_model(tmp_path / "m", "neox", seed=1)
+    source = load(folder)
+    rows = sample_tokens(source, range(20_000), SamplingSettings(1, temperature, top_p, max_length=3))
+    first = exact_probabilities(source, [source.bos_id], temperature, top_p)
+    assert_follows([row[1] for row in rows], first)
+    commonest = int(np.argmax(np.where(np.arange(len(first)) == source.bos_id, 0, first)))
+    second = exact_probabilities(source, [source.bos_id, commonest], temperature, top_p)
+    assert_follows([row[2] for row in rows if row[1] == commonest], second)
+
+
+def exact_probabilities(source, prefix, temperature, top_p):
+    """Truncated softmax after a prefix, float64, by a full sort."""
+    with torch.inference_mode():
+        logits = source.model(torch.tensor([prefix])).logits[0, -1].double() / temperature
+    probs = torch.softmax(logits, -1).numpy()
+    order = np.argsort(-probs, kind="stable")
+    n_kept = int((np.cumsum(probs[order]) < top_p).sum()) + 1 if top_p < 1 else len(probs)
+    kept = np.zeros_like(probs)
+    kept[order[:n_kept]] = probs[order[:n_kept]]
+    return kept / kept.sum()
+
+
+def assert_follows(tokens, probs):
+    """Chi-square test at 0.1 %; rare tokens are pooled so that each cell expects at least five."""
+    counts = np.bincount(tokens, minlength=len(probs))
+    assert counts[probs == 0].sum() == 0, "a token outside the nucleus was drawn"
+    order = np.argsort(-probs)
+    expected, observed = probs[order] * len(tokens), counts[order]
+    n_common = int((expected >= 5).sum())
+    assert n_common > 3, "the test needs a spread-out distribution"
+    pooled = expected[n_common:].sum() >= 5
+    cells = slice(0, n_common)
+    expected_cells = [*expected[cells], *([expected[n_common:].sum()] if pooled else [])]
+    observed_cells = [*observed[cells], *([observed[n_common:].sum()] if pooled else [])]
+    scale = sum(observed_cells) / sum(expected_cells)
+    assert stats.chisquare(observed_cells, np.array(expected_cells) * scale).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"temperature": 0.0}, "--temperature must be > 0 and finite, got 0.0"),
+        ({"temperature": float("inf")}, "--temperature must be > 0 and finite, got inf"),
+        ({"top_p": 0.0}, r"--top_p must be in \(0, 1\], got 0.0"),
+        ({"top_p": 1.1}, r"--top_p must be in \(0, 1\], got 1.1"),
+        ({"max_length": 1}, "--max_length must be at least 2 tokens"),
+        ({"seed": -1}, r"--seed must be in 0 .. 2\*\*64 - 1, got -1"),
+    ],
+)
+def test_wrong_settings_are_refused(wrong, message):
+    with pytest.raises(InputError, match=message):
+        SamplingSettings(**wrong)
