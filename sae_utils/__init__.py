@@ -9,6 +9,7 @@
     models          finding, loading, cutting and identifying language models
     seeding         one stream of uniform numbers per sample
     nucleus         exact top-p choice from one uniform number
+    packed_attention    one new token over the cached ones, grouped heads packed
     kv_cache        key-value cache that grows in blocks
     sampling        decoding texts from BOS alone
     shards          a data set while it grows, and its last step

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from sae_utils.errors import InputError, MissingInputError
+from sae_utils.packed_attention import use_packed_attention_
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ def load_causal_lm(reference: str, device: torch.device, dtype: torch.dtype) -> 
     """
     tokenizer = load_tokenizer(reference)
     model = _prepare(_from_pretrained(AutoModelForCausalLM, reference, dtype=dtype), device)
+    use_packed_attention_(model)
     bos_id = find_bos_id(tokenizer, model.config, reference)
     return LoadedModel(reference, model, tokenizer, bos_id, find_eos_ids(tokenizer, model))
 

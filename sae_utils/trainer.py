@@ -137,7 +137,8 @@ class SaeTrainer(Trainer):
 
     def _sort_parameters_(self) -> None:
         """Give the optimizers' parameters one order. For Muon sparsify hands over a set, whose order changes from process
-        to process, while optimizer state is saved by position (and shared between ranks by position)."""
+        to process, while optimizer state is saved by position (and shared between ranks by position).
+        """
         position = {p: i for i, p in enumerate(p for sae in self.saes.values() for p in sae.parameters())}
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:

@@ -8,10 +8,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub on import: without
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedTokenizerFast
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from sae_utils.models import LoadedModel, load_causal_lm
+
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+torch.set_num_threads(1)  # these models are too small for two threads to do anything but wait for each other
 
 CORPUS = [
     "the quick brown fox jumps over the lazy dog and runs away into the deep dark forest",

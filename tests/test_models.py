@@ -76,7 +76,9 @@ def test_eos_stands_for_bos_only_where_it_did_in_training(gpt2):
     assert source.tokenizer.bos_token_id is None
     assert source.bos_id == source.tokenizer.eos_token_id
     unknown = LlamaConfig(bos_token_id=5, eos_token_id=1)
-    with pytest.raises(InputError, match=r"tokenizer of some/model has no BOS token \(model type 'llama', EOS '</s>'\)"):
+    with pytest.raises(
+        InputError, match=r"tokenizer of some/model has no BOS token \(model type 'llama', EOS '</s>'\)"
+    ):
         find_bos_id(train_tokenizer(bos=None, eos="</s>"), unknown, "some/model")
 
 

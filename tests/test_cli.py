@@ -1,0 +1,345 @@
+"""Both scripts as a user runs them, in-process, on small models in the working folder."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_model
+from datasets import Dataset
+
+import generate_datasets
+import train_sae
+from sae_utils.sparse_coders import SparseCoder
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAIN = [
+    *("--org_name", ".", "--target_models", "tiny", "--source_models", "tiny", "--dataset_seed", "42"),
+    *("--layers", "0", "1", "--num_latents", "48", "--k", "4", "--ctx_len", "32", "--quiet"),
+]
+
+
+def generate(*flags: str) -> Path:
+    """Run generation for the model in `tiny`; the folder of its data set."""
+    generate_datasets.main(["--models", "./tiny", "--max_length", "40", "--quiet", *flags])
+    return Path("datasets/tiny_42_1.0_0.9")
+
+
+def train(*flags: str) -> list[dict]:
+    """Run training and return the collected records."""
+    train_sae.main([*TRAIN, *flags])
+    return json.loads(Path("results/metrics.json").read_text())["saes"]
+
+
+def refused(capsys, main, argv) -> str:
+    """The one line a script stops with."""
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert error.count("\n") == 1, "one line"
+    return error
+
+
+@pytest.fixture
+def tiny(tmp_path, neox) -> Path:
+    """A model folder `tiny` in the working folder."""
+    Path("tiny").symlink_to(neox)
+    return Path("tiny")
+
+
+def all_bytes(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+# generation
+
+
+@pytest.mark.parametrize("budget", [1, 7, 1234])
+def test_token_budget_is_exact(tiny, budget):
+    folder = generate("--num_tokens", str(budget))
+    rows, record = Dataset.load_from_disk(str(folder)), json.loads((folder / "generation.json").read_text())
+    assert sum(rows["num_tokens"]) == sum(map(len, rows["input_ids"])) == record["n_tokens"] == budget
+    assert rows.column_names == ["id", "text", "input_ids", "num_tokens"]
+    assert all(ids[0] == record["settings"]["bos_id"] for ids in rows["input_ids"])
+    assert "sampled from **tiny**" in (folder / "README.md").read_text()
+
+
+def test_same_command_gives_the_same_bytes_and_another_seed_does_not(tiny):
+    first = all_bytes(generate("--n", "20"))
+    assert all_bytes(generate("--n", "20", "--overwrite")) == first
+    generate("--n", "20", "--seed", "43")
+    other = Dataset.load_from_disk("datasets/tiny_43_1.0_0.9")
+    assert other["input_ids"] != Dataset.load_from_disk("datasets/tiny_42_1.0_0.9")["input_ids"]
+
+
+def test_larger_data_set_begins_with_the_smaller_and_extending_is_sampling_anew(tiny):
+    short = Dataset.load_from_disk(str(generate("--n", "10")))["input_ids"]
+    extended = all_bytes(generate("--n", "30"))
+    rows = Dataset.load_from_disk("datasets/tiny_42_1.0_0.9")
+    assert rows["input_ids"][:10] == short
+    assert all_bytes(generate("--n", "30", "--overwrite")) == extended
+
+
+def test_extending_a_token_budget_is_sampling_anew(tiny):
+    generate("--num_tokens", "333")
+    extended = all_bytes(generate("--num_tokens", "1000"))
+    assert all_bytes(generate("--num_tokens", "1000", "--overwrite")) == extended
+
+
+def test_finished_data_set_is_left_alone(tiny, capsys):
+    before = all_bytes(generate("--n", "10"))
+    capsys.readouterr()
+    generate("--n", "10")
+    assert "is finished (10 samples" in capsys.readouterr().out
+    assert all_bytes(Path("datasets/tiny_42_1.0_0.9")) == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(tiny, capsys):
+    generate("--n", "10")
+    error = refused(capsys, generate_datasets.main, ["--models", "./tiny", "--n", "20", "--max_length", "50"])
+    assert "max_length was 40 and is now 50" in error
+
+
+@pytest.mark.slow
+def test_killed_generation_goes_on_and_ends_with_the_same_bytes(tiny, tmp_path):
+    """SIGKILL at different moments; the last run finishes. Nothing of an unbroken run may differ."""
+    expected = all_bytes(generate("--n", "64", "--batch_size", "4"))
+    command = [sys.executable, str(ROOT / "generate_datasets.py"), "--models", "./tiny", "--max_length", "40"]
+    command += ["--n", "64", "--batch_size", "4", "--output_dir", "killed", "--quiet"]
+    work = Path("killed/tiny_42_1.0_0.9.unfinished")
+    for n_shards in (1, 5, 9):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        while process.poll() is None and len(list(work.glob("samples_*"))) < n_shards:
+            pass
+        process.kill()
+        process.wait()
+    assert work.exists() and not Path("killed/tiny_42_1.0_0.9").exists(), "killed too late to test anything"
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert all_bytes(Path("killed/tiny_42_1.0_0.9")) == expected
+    assert not work.exists()
+
+
+def test_dry_run_of_generation_writes_nothing(tiny, capsys):
+    generate("--dry_run")
+    assert "400,000 samples of up to 40 tokens" in capsys.readouterr().out
+    assert not Path("datasets").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--models", "./nowhere"], "'./nowhere' is not a model folder"),
+        (["--models", "EleutherAI/pythia-9b"], "model 'EleutherAI/pythia-9b' could not be loaded; looked in"),
+        (["--models", "./tiny", "--top_p", "0"], "--top_p must be in (0, 1], got 0.0"),
+        (
+            ["--models", "./tiny", "--max_length", "4096"],
+            "--max_length must fit the context of tiny, 2048 tokens, got 4096",
+        ),
+        (["--models", "./tiny", "--batch_size", "0"], "--batch_size must be at least 1 sample, got 0"),
+        (["--models", "./tiny", "--num_tokens", "0"], "--num_tokens must be at least 1, got 0"),
+        (["--models", "./tiny", "./tiny"], "would both be written to"),
+        (["--models", "./tiny", "--device", "cuda:99"], "--device cuda:99"),
+        (["--models", "./tiny", "--dtype", "int8"], "--dtype must be one of auto, float32"),
+    ],
+)
+def test_generation_refuses_in_one_line(tiny, capsys, flags, message):
+    assert message in refused(capsys, generate_datasets.main, flags)
+
+
+# training
+
+
+def test_both_scripts_chained(tiny, capsys):
+    """From a model folder to SAEs that sparsify loads, with everything in its documented place."""
+    folder = generate("--num_tokens", "3000")
+    records = train()
+    table = capsys.readouterr().out
+    assert [(r["layer"], r["seed"]) for r in records] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for seed in (0, 1):
+        path = Path(f"checkpoints/tiny_from_tiny_seed_{seed}")
+        saes = SparseCoder.load_many(str(path), local=True)
+        assert list(saes) == ["layers.0", "layers.1"]
+        assert SparseCoder.load_from_disk(path / "layers.0").num_latents == 48
+        assert json.loads((path / "layers.0" / "cfg.json").read_text())["num_latents"] == 48
+        run = json.loads((path / "run.json").read_text())
+        assert run["dataset_fingerprint"] == json.loads((folder / "generation.json").read_text())["fingerprint"]
+        assert (run["n_train_tokens"], run["n_eval_tokens"]) == (2816, 128)  # 93 sequences, 4 held out, whole steps
+        assert run["versions"]["eai-sparsify"] and run["settings"]["k"] == 4 and run["seed"] == seed
+        assert json.loads((path / "config.json").read_text())["ctx_len"] == 32
+        assert len((path / "metrics.jsonl").read_text().splitlines()) == 44
+        assert str(path / "layers.1") in table
+    weights = [SparseCoder.load_from_disk(f"checkpoints/tiny_from_tiny_seed_{s}/layers.0").W_dec for s in (0, 1)]
+    assert not torch.equal(*weights)
+    assert sorted(p.name for p in Path("checkpoints").iterdir() if not p.name.startswith(".")) == [
+        "tiny_from_tiny_seed_0",
+        "tiny_from_tiny_seed_1",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_other_families_train(kind, request):
+    Path("tiny").symlink_to(request.getfixturevalue(kind))
+    generate("--num_tokens", "1500")
+    records = train("--num_seeds", "1")
+    assert [(r["layer"], r["seed"]) for r in records] == [(0, 0), (1, 0)]
+    assert list(SparseCoder.load_many("checkpoints/tiny_from_tiny_seed_0", local=True)) == ["layers.0", "layers.1"]
+
+
+def test_finished_cell_is_skipped_and_more_seeds_are_added(tiny):
+    """N seeds in one pass are N single runs, so a third seed can be trained later, alone."""
+    generate("--num_tokens", "2000")
+    train("--num_seeds", "1")
+    before = all_bytes(Path("checkpoints/tiny_from_tiny_seed_0"))
+    records = train("--num_seeds", "2")
+    assert all_bytes(Path("checkpoints/tiny_from_tiny_seed_0")) == before
+    assert {r["seed"] for r in records} == {0, 1}
+    weights = Path("checkpoints/tiny_from_tiny_seed_1/layers.1/sae.safetensors").read_bytes()
+    train("--num_seeds", "2", "--checkpoint_dir", "anew")
+    assert Path("anew/tiny_from_tiny_seed_1/layers.1/sae.safetensors").read_bytes() == weights
+
+
+def test_changed_settings_are_refused_with_both_values(tiny, capsys):
+    generate("--num_tokens", "2000")
+    train()
+    capsys.readouterr()
+    assert "k was 4 and is now 5" in refused(capsys, train_sae.main, [*TRAIN, "--k", "5"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_states", [1, 3])
+def test_killed_training_goes_on_and_ends_with_the_same_weights(tiny, n_states):
+    """SIGKILL while training; the same command ends with the bytes of an unbroken run, and cleans up."""
+    generate("--num_tokens", "6000")
+    train("--save_every", "7")
+    folders = [f"tiny_from_tiny_seed_{seed}" for seed in (0, 1)]
+    command = [sys.executable, str(ROOT / "train_sae.py"), *TRAIN, "--save_every", "7", "--checkpoint_dir", "killed"]
+    state = Path("killed/tiny_from_tiny.unfinished/state.pt")
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    seen = set()
+    while process.poll() is None and len(seen) < n_states:
+        if state.exists():
+            seen.add(os.stat(state).st_ino)
+    process.kill()
+    process.wait()
+    assert state.exists(), "killed too late to test anything"
+    Path("killed/tiny_from_other.unfinished").mkdir()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    for folder in folders:
+        assert compared(Path("killed") / folder) == compared(Path("checkpoints") / folder)
+    assert not state.parent.exists()
+    assert Path("killed/tiny_from_other.unfinished").exists(), "resumable state of another run was removed"
+
+
+def compared(folder: Path) -> dict[str, bytes]:
+    """Everything in a folder of SAEs that must not depend on interruptions or on where it stands."""
+    files = all_bytes(folder)
+    run = json.loads(files.pop("run.json"))
+    for record in run["saes"]:
+        del record["path"]
+    return files | {"run.json": run}
+
+
+def test_every_cell_trains_on_the_same_tokens(tiny, llama):
+    """Sources of different size and tokenizer: the budget is the smallest one's, for all."""
+    Path("other").symlink_to(llama)
+    generate("--num_tokens", "4000")
+    generate_datasets.main(["--models", "./other", "--num_tokens", "2500", "--max_length", "40", "--quiet"])
+    train("--source_models", "tiny", "other", "--num_seeds", "1")
+    runs = [json.loads(path.read_text()) for path in Path("checkpoints").glob("*/run.json")]
+    assert len(runs) == 2
+    assert len({(run["n_train_tokens"], run["n_eval_tokens"]) for run in runs}) == 1
+
+
+def test_other_tokenizer_is_said_and_texts_are_tokenized_again(tiny, llama, capsys):
+    Path("other").symlink_to(llama)
+    generate_datasets.main(["--models", "./other", "--num_tokens", "3000", "--max_length", "40", "--quiet"])
+    train("--source_models", "other", "--num_seeds", "1")
+    assert "its texts are tokenized again" in capsys.readouterr().err
+
+
+def test_missing_data_set_names_those_that_exist_and_their_flags(tiny, capsys):
+    """Generation's default seed is 42 and training's is 4: everybody meets this on the first day."""
+    generate("--n", "10")
+    capsys.readouterr()
+    error = refused(capsys, train_sae.main, [*TRAIN, "--dataset_seed", "4"])
+    assert "no data set datasets/tiny_4_1.0_0.9; of tiny there is: tiny_42_1.0_0.9 (--dataset_seed 42" in error
+    error = refused(capsys, train_sae.main, [*TRAIN, "--source_models", "other"])
+    assert "none of other at all; make it with: python generate_datasets.py --models ./other --seed 42" in error
+
+
+def test_dry_run_of_training_writes_no_checkpoint(tiny, capsys):
+    generate("--num_tokens", "3000")
+    train_sae.main([*TRAIN, "--dry_run"])
+    out = capsys.readouterr().out
+    assert "1 cells x 2 layers x 2 seeds; per SAE 2,816 training tokens in 44 steps, 128 tokens held out" in out
+    assert not Path("checkpoints").exists() and not Path("results").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--layers", "7"], "--layers must be in 0 .. 1 for tiny, got 7"),
+        (["--layers", "1", "1"], "--layers must name at least one layer, each once"),
+        (["--k", "64"], "--k must be <= the number of latents, got k=64 with 48 latents"),
+        (["--k", "0"], "--k must be at least 1, got 0"),
+        (["--num_seeds", "0"], "--num_seeds must be at least 1, got 0"),
+        (["--expansion_factor", "2"], "--expansion_factor and --num_latents both set the dictionary size"),
+        (["--ctx_len", "4096"], "--ctx_len must fit the context of tiny, 2048 tokens, got 4096"),
+        (["--lr", "-1"], "--lr must be > 0, got -1.0"),
+        (["--ctx_len", "1000"], "holds 300 tokens, less than one sequence of --ctx_len 1000"),
+        (["--ctx_len", "250"], "nothing is left to train on: the smallest source has 1 sequences"),
+        (["--target_models", "tiny", "./tiny"], "--target_models must have different short names"),
+    ],
+)
+def test_training_refuses_in_one_line(tiny, capsys, flags, message):
+    generate("--num_tokens", "300")
+    capsys.readouterr()
+    assert message in refused(capsys, train_sae.main, [*TRAIN, *flags])
+
+
+def test_wrong_sparsify_is_named(tiny, capsys, monkeypatch):
+    """`pip install sparsify` installs another project under the same import name."""
+    from sae_utils import dependencies
+
+    monkeypatch.setattr(dependencies, "_is_installed", lambda package: package == "sparsify")
+    assert "pip uninstall -y sparsify eai-sparsify && pip install eai-sparsify" in refused(
+        capsys, train_sae.main, TRAIN
+    )
+    monkeypatch.setattr(dependencies, "_is_installed", lambda package: False)
+    assert "run: pip install eai-sparsify (not `sparsify`)" in refused(capsys, train_sae.main, TRAIN)
+
+
+def test_more_training_lowers_fvu(tmp_path):
+    """The least that training must do; on tokens that it did not see."""
+    make_model(Path("tiny"), "neox", d_model=32)
+    generate("--num_tokens", "22000", "--batch_size", "512")
+    fvu = {}
+    for n_tokens in (1_000, 20_000):
+        flags = ["--max_tokens", str(n_tokens), "--num_seeds", "1", "--layers", "1", "--num_latents", "256"]
+        (record,) = train_records(flags, n_tokens)
+        fvu[n_tokens] = record["fvu"]
+    assert fvu[20_000] < 0.85 * fvu[1_000]
+
+
+def train_records(flags: list[str], n_tokens: int) -> list[dict]:
+    """Train into folders of its own."""
+    train_sae.main([*TRAIN, *flags, "--results_dir", f"r{n_tokens}", "--checkpoint_dir", f"c{n_tokens}"])
+    return json.loads(Path(f"r{n_tokens}/metrics.json").read_text())["saes"]
+
+
+def test_importing_and_help_print_nothing_else():
+    """Importing any file prints, parses, downloads and seeds nothing; --help is quick because it loads no library."""
+    modules = [f"sae_utils.{path.stem}" for path in (ROOT / "sae_utils").glob("*.py") if path.stem != "__init__"]
+    code = f"import importlib; [importlib.import_module(name) for name in {modules!r}]"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+    for script in ("generate_datasets", "train_sae"):
+        code = f"import {script}, sys; {script}.build_parser().format_help(); print('torch' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert re.fullmatch("False\n", done.stdout)
