@@ -1,9 +1,10 @@
 """Attention of one new token over the cached ones, with the query heads of a group packed into one block.
 
-Where several query heads share a key-value head (grouped-query attention), PyTorch's CPU kernels either repeat keys and
-values for every query head or take their slowest path. The heads of a group are independent queries over the same keys,
-so they can stand as rows of one query block: `(batch, n_heads, 1, d_head)` becomes `(batch, n_kv_heads, group, d_head)`,
-and nothing is repeated. The result is the same; `benchmarks/generation.py` measures what it saves.
+Where several query heads share a key-value head (grouped-query attention), PyTorch's CPU kernels either repeat keys
+and values for every query head or take their slowest path. The heads of a group are independent queries over the same
+keys, so they can stand as rows of one query block: `(batch, n_heads, 1, d_head)` becomes
+`(batch, n_kv_heads, group, d_head)`, and nothing is repeated. The result is the same up to rounding;
+`benchmarks/generation.py` measures what it saves.
 """
 
 import torch

@@ -136,8 +136,10 @@ class SaeTrainer(Trainer):
         return hookpoint if len(self.cfg.init_seeds) == 1 else f"{hookpoint}/seed{seed}"
 
     def _sort_parameters_(self) -> None:
-        """Give the optimizers' parameters one order. For Muon sparsify hands over a set, whose order changes from process
-        to process, while optimizer state is saved by position (and shared between ranks by position).
+        """Give the optimizers' parameters one order, in place.
+
+        For Muon sparsify hands over a set, whose order changes from process to process, while optimizer state is saved,
+        and shared between ranks, by position.
         """
         position = {p: i for i, p in enumerate(p for sae in self.saes.values() for p in sae.parameters())}
         for optimizer in self.optimizers:

@@ -1,6 +1,9 @@
 """Small random models and tokenizers, made here, so that every test runs offline on a CPU in seconds."""
 
 import os
+import signal
+from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub on import: without it, a missing model is retried
@@ -102,6 +105,37 @@ def make_model(folder: Path, kind: str = "neox", *, seed: int = 0, **shape: int)
 def load(folder: Path) -> LoadedModel:
     """Load a saved model for sampling on the CPU in float32."""
     return load_causal_lm(str(folder), torch.device("cpu"), torch.float32)
+
+
+def run_killed(main: Callable, argv: list[str], moment: int) -> bool:
+    """Run a script in a process that gets SIGKILL at its `moment`-th durable write; whether it was killed.
+
+    Moments are counted in calls of `os.fsync`, `os.replace` and `os.rename`, of ours and of libraries, and the kill
+    comes before the call is carried out: these are the points at which files on disk are half way.
+    """
+    process = get_context("fork").Process(target=_run_until, args=(main, argv, moment))
+    process.start()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
+def _run_until(main: Callable, argv: list[str], moment: int) -> None:
+    n_calls = 0
+
+    def deadly(call: Callable) -> Callable:
+        def counted(*args, **kwargs):
+            nonlocal n_calls
+            n_calls += 1
+            if n_calls == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **kwargs)
+
+        return counted
+
+    for name in ("fsync", "replace", "rename"):
+        setattr(os, name, deadly(getattr(os, name)))
+    main(argv)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """Both scripts as a user runs them, in-process, on small models in the working folder."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import make_model, run_killed
 from datasets import Dataset
 
 import generate_datasets
@@ -106,23 +105,33 @@ def test_other_settings_in_the_same_folder_are_refused(tiny, capsys):
     assert "max_length was 40 and is now 50" in error
 
 
-@pytest.mark.slow
-def test_killed_generation_goes_on_and_ends_with_the_same_bytes(tiny, tmp_path):
-    """SIGKILL at different moments; the last run finishes. Nothing of an unbroken run may differ."""
-    expected = all_bytes(generate("--n", "64", "--batch_size", "4"))
-    command = [sys.executable, str(ROOT / "generate_datasets.py"), "--models", "./tiny", "--max_length", "40"]
-    command += ["--n", "64", "--batch_size", "4", "--output_dir", "killed", "--quiet"]
-    work = Path("killed/tiny_42_1.0_0.9.unfinished")
-    for n_shards in (1, 5, 9):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        while process.poll() is None and len(list(work.glob("samples_*"))) < n_shards:
-            pass
-        process.kill()
-        process.wait()
-    assert work.exists() and not Path("killed/tiny_42_1.0_0.9").exists(), "killed too late to test anything"
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    assert all_bytes(Path("killed/tiny_42_1.0_0.9")) == expected
+def test_killed_generation_goes_on_and_ends_with_the_same_bytes(tiny):
+    """SIGKILL at ten moments, one after the other: nothing of an unbroken run may differ, no sample is lost."""
+    expected = all_bytes(generate("--n", "40", "--batch_size", "4"))
+    argv = ["--models", "./tiny", "--max_length", "40", "--n", "40", "--batch_size", "4", "--quiet"]
+    argv += ["--output_dir", "killed"]
+    final = Path("killed/tiny_42_1.0_0.9")
+    work = final.with_name(final.name + ".unfinished")
+    n_shards = 0
+    for moment in (1, 2, 3, 4, 5, 6, 2, 5, 7, 3):
+        assert run_killed(generate_datasets.main, argv, moment), "killed too late to test anything"
+        assert not final.exists()
+        assert len(list(work.glob("samples_*"))) >= n_shards, "a finished sample was lost"
+        n_shards = len(list(work.glob("samples_*")))
+    generate_datasets.main(argv)
+    assert all_bytes(final) == expected
     assert not work.exists()
+
+
+@pytest.mark.parametrize("moment", [1, 2, 4, 7, 8, 9, 10])
+def test_killed_extension_keeps_the_data_set(tiny, moment):
+    """While a finished data set is extended, the old one or the new one is always there to be had."""
+    generate("--n", "20")
+    extended = ["--models", "./tiny", "--max_length", "40", "--n", "30", "--quiet"]
+    assert run_killed(generate_datasets.main, extended, moment), "killed too late to test anything"
+    generate("--n", "30")
+    folder = all_bytes(Path("datasets/tiny_42_1.0_0.9"))
+    assert folder == all_bytes(generate("--n", "30", "--overwrite"))
 
 
 def test_dry_run_of_generation_writes_nothing(tiny, capsys):
@@ -211,28 +220,20 @@ def test_changed_settings_are_refused_with_both_values(tiny, capsys):
     assert "k was 4 and is now 5" in refused(capsys, train_sae.main, [*TRAIN, "--k", "5"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("n_states", [1, 3])
-def test_killed_training_goes_on_and_ends_with_the_same_weights(tiny, n_states):
-    """SIGKILL while training; the same command ends with the bytes of an unbroken run, and cleans up."""
-    generate("--num_tokens", "6000")
-    train("--save_every", "7")
-    folders = [f"tiny_from_tiny_seed_{seed}" for seed in (0, 1)]
-    command = [sys.executable, str(ROOT / "train_sae.py"), *TRAIN, "--save_every", "7", "--checkpoint_dir", "killed"]
-    state = Path("killed/tiny_from_tiny.unfinished/state.pt")
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    seen = set()
-    while process.poll() is None and len(seen) < n_states:
-        if state.exists():
-            seen.add(os.stat(state).st_ino)
-    process.kill()
-    process.wait()
-    assert state.exists(), "killed too late to test anything"
-    Path("killed/tiny_from_other.unfinished").mkdir()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    for folder in folders:
+@pytest.mark.parametrize("moments", [(1,), (2, 3), (4, 5), (6, 9), (10, 11, 12), (13, 7), (18,), (21,)])
+def test_killed_training_goes_on_and_ends_with_the_same_weights(tiny, moments):
+    """SIGKILL while training, saving and publishing; the next run ends with the bytes of an unbroken one."""
+    generate("--num_tokens", "2000")
+    train("--save_every", "5")
+    argv = [*TRAIN, "--save_every", "5", "--checkpoint_dir", "killed"]
+    Path("killed/tiny_from_other.unfinished").mkdir(parents=True)
+    for moment in moments:
+        assert run_killed(train_sae.main, argv, moment), "killed too late to test anything"
+    train_sae.main(argv)
+    for seed in (0, 1):
+        folder = f"tiny_from_tiny_seed_{seed}"
         assert compared(Path("killed") / folder) == compared(Path("checkpoints") / folder)
-    assert not state.parent.exists()
+    assert not Path("killed/tiny_from_tiny.unfinished").exists()
     assert Path("killed/tiny_from_other.unfinished").exists(), "resumable state of another run was removed"
 
 

@@ -65,7 +65,7 @@ def test_progress_counts_the_tokens_that_are_kept(llama):
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 0.9), (0.7, 0.5), (1.5, 1.0)])
 def test_first_two_tokens_follow_the_model(tmp_path, temperature, top_p):
-    """A subtle error in the nucleus or the streams would bias every SAE trained on the data, and nothing would look odd."""
+    """A subtle error in the nucleus or the streams would bias every SAE, and nothing would look odd."""
     folder = make_model(tmp_path / "m", "neox", seed=1)
     source = load(folder)
     rows = sample_tokens(source, range(20_000), SamplingSettings(1, temperature, top_p, max_length=3))

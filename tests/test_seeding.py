@@ -20,7 +20,7 @@ def test_seeds_and_samples_give_different_numbers():
 
 
 def test_first_numbers_never_change():
-    """A data set begun with one version of NumPy must be continued with the next; literals recorded with NumPy 2.4.6."""
+    """A data set begun with one NumPy must be continued with the next; literals recorded with 2.4.6."""
     assert sample_uniforms(42, [0], 3)[0].tolist() == [0.8201981478608876, 0.18924562408645496, 0.8676608148821462]
 
 

@@ -11,7 +11,7 @@ from sae_utils.sparse_coders import SparseCoderConfig, TrainConfig
 from sae_utils.trainer import STATE_FILE, SaeTrainer
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for SIGKILL: nothing of the trainer runs after it."""
 
 
@@ -75,7 +75,7 @@ def test_resumed_is_unbroken(neox, tmp_path, optimizer, killed_at):
     assert any(each["dead_share"] not in (0, 1) for _, report in expected for each in report.values())
 
     broken = make_trainer(neox, tmp_path / "b", **changes)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         broken.on_step = kill_at(killed_at)
         broken.fit()
     resumed = make_trainer(neox, tmp_path / "b", **changes)
@@ -93,7 +93,7 @@ def kill_at(step: int):
     def stop(n_tokens, report):
         seen.append(n_tokens)
         if len(seen) == step:
-            raise Killed
+            raise KilledError
 
     return stop
 
@@ -105,7 +105,7 @@ def test_resumed_with_gradient_accumulation(neox, tmp_path):
     expected = train(unbroken)
     broken = make_trainer(neox, tmp_path / "b", **changes)
     broken.on_step = kill_at(3)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         broken.fit()
     resumed = make_trainer(neox, tmp_path / "b", **changes)
     resumed.load_state(tmp_path / "b" / STATE_FILE)
@@ -118,8 +118,8 @@ def test_a_kill_while_saving_leaves_the_last_state(neox, tmp_path, monkeypatch):
     trainer = make_trainer(neox, tmp_path)
     trainer.save_state()
     before = (tmp_path / STATE_FILE).read_bytes()
-    monkeypatch.setattr(torch, "save", lambda state, file: file.write(b"half") and (_ for _ in ()).throw(Killed()))
-    with pytest.raises(Killed):
+    monkeypatch.setattr(torch, "save", lambda state, file: file.write(b"half") and (_ for _ in ()).throw(KilledError()))
+    with pytest.raises(KilledError):
         trainer.save_state()
     assert (tmp_path / STATE_FILE).read_bytes() == before
 
@@ -133,12 +133,12 @@ def test_reported_loss_is_the_batch_fvu(neox, tmp_path):
 
 
 def test_weights_are_saved_in_the_form_they_are_used_in(neox, tmp_path):
-    """Schedule-free training has two forms of the weights; exporting the wrong one costs accuracy and nobody notices."""
+    """Schedule-free training has two forms of the weights; exporting the wrong one costs accuracy, unnoticed."""
     trainer = make_trainer(neox, tmp_path)
     train(trainer)
     (optimizer,) = trainer.optimizers
     assert not optimizer.train_mode
-    name, sae = next(iter(trainer.saes.items()))
+    sae = next(iter(trainer.saes.values()))
     sae.save_to_disk(tmp_path / "sae")
     assert torch.equal(load_file(tmp_path / "sae" / "sae.safetensors")["W_dec"], sae.W_dec)
 
