@@ -17,6 +17,9 @@ TOP_COUNTS = (512, 4096)
 """Most probable tokens looked at before a row is sorted in full; measured on SmolLM2-135M at temperature 1 and top_p
 0.9, 13 % of the nuclei are wider than 512 tokens and 0.1 % wider than 4,096."""
 
+ROWS_AT_ONCE = 32
+"""Rows handled together on a CPU: 32 rows of 50,000 float32 probabilities are 6 MB, which the last-level cache holds."""
+
 
 def choose_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float) -> Tensor:
     """Draw one token per row from the truncated distribution.
@@ -30,18 +33,27 @@ def choose_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p
     Returns:
         Token ids, int64 `(batch,)`.
     """
-    probs = torch.softmax(logits.float() / temperature, dim=-1)  # (batch, vocab)
+    n_rows = ROWS_AT_ONCE if logits.device.type == "cpu" else len(logits)
+    chosen = [
+        _choose_rows(rows, numbers, temperature, top_p)
+        for rows, numbers in zip(logits.split(n_rows), uniforms.split(n_rows), strict=True)
+    ]
+    return torch.cat(chosen)
+
+
+def _choose_rows(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:
+    """`choose_tokens` for few enough rows that their probabilities stay in the processor's cache."""
+    probs = logits.float()  # (batch, vocab)
+    probs = torch.softmax(probs if temperature == 1.0 else probs / temperature, dim=-1)
     if top_p >= 1.0:
         return _invert_cdf(probs, uniforms)
-    tokens = torch.empty(len(probs), dtype=torch.long, device=probs.device)
-    rows = torch.arange(len(probs), device=probs.device)  # rows still without a token
-    for n_top in (*TOP_COUNTS, probs.shape[-1]):
-        n_top = min(n_top, probs.shape[-1])
-        chosen, is_found = _choose_among_top(probs[rows], uniforms[rows], n_top, top_p)
-        tokens[rows[is_found]] = chosen[is_found]
-        rows = rows[~is_found]
+    vocab = probs.shape[-1]
+    tokens, is_found = _choose_among_top(probs, uniforms, min(TOP_COUNTS[0], vocab), top_p)
+    for n_top in (*TOP_COUNTS[1:], vocab):
+        rows = (~is_found).nonzero().squeeze(-1)
         if len(rows) == 0:
             break
+        tokens[rows], is_found[rows] = _choose_among_top(probs[rows], uniforms[rows], min(n_top, vocab), top_p)
     return tokens
 
 

@@ -1,4 +1,4 @@
-"""Attention of one new token over the cached ones, with the query heads of a group packed into one block.
+"""Attention of one new token over the cached ones, without masks, copies or repeated heads.
 
 Where several query heads share a key-value head (grouped-query attention), PyTorch's CPU kernels either repeat keys
 and values for every query head or take their slowest path. The heads of a group are independent queries over the same
@@ -26,7 +26,7 @@ def packed_attention_forward(
     scaling: float | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """Attention in the form that transformers calls; all but one unmasked token over fewer key heads is left to it.
+    """Attention in the form that transformers calls; everything but one unmasked token is left to transformers' own.
 
     Args:
         module: The attention module.
@@ -42,11 +42,35 @@ def packed_attention_forward(
     """
     batch, n_heads, n_new, d_head = query.shape
     n_kv_heads = key.shape[1]
-    if attention_mask is not None or n_new > 1 or n_heads == n_kv_heads or kwargs.get("position_bias") is not None:
+    is_plain = attention_mask is None and n_new == 1 and kwargs.get("position_bias") is None
+    if not is_plain or kwargs.get("softcap") is not None or kwargs.get("dropout"):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     packed = query.reshape(batch, n_kv_heads, n_heads // n_kv_heads, d_head)
-    output = torch.nn.functional.scaled_dot_product_attention(packed, key, value, scale=scaling)
+    if query.device.type == "cpu":
+        output = attend_by_products(packed, key, value, d_head**-0.5 if scaling is None else scaling)
+    else:
+        output = torch.nn.functional.scaled_dot_product_attention(packed, key, value, scale=scaling)
     return output.reshape(batch, 1, n_heads, -1), None
+
+
+def attend_by_products(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """Attention as two batched matrix products with the long cached matrices on the left, softmax in float32.
+
+    For a handful of queries per key head this takes about half the time of PyTorch's fused CPU kernel, which copies keys
+    into another layout first.
+
+    Args:
+        query: `(batch, n_kv_heads, group, d_head)`.
+        key: `(batch, n_kv_heads, n_cached, d_head)`.
+        value: `(batch, n_kv_heads, n_cached, d_head)`.
+        scaling: Factor of the logits.
+
+    Returns:
+        `(batch, n_kv_heads, group, d_head)`.
+    """
+    logits = torch.matmul(key, (query * scaling).transpose(-1, -2))  # (batch, n_kv_heads, n_cached, group)
+    weights = torch.softmax(logits.transpose(-1, -2).float(), dim=-1).to(value.dtype)
+    return torch.matmul(weights, value)
 
 
 def use_packed_attention_(model: PreTrainedModel) -> None:
