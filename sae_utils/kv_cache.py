@@ -9,8 +9,8 @@ from transformers.cache_utils import DynamicLayer
 
 logger = logging.getLogger(__name__)
 
-BLOCK_TOKENS = 128
-"""Positions added when a layer's buffer is full: 8 copies of the cache on the way to 1,024 tokens, not 1,024."""
+BLOCK_TOKENS = 32
+"""Positions added when a layer's buffer is full: 32 copies of the cache on the way to 1,024 tokens, not 1,024."""
 
 
 class BlockLayer(DynamicLayer):
@@ -85,8 +85,8 @@ def _warn_once(message: str) -> None:
 
 
 def _grown(buffer: Tensor, n_used: int, n_needed: int) -> Tensor:
-    """A larger buffer with the same beginning."""
+    """A larger buffer with the same beginning, zero behind it: see `packed_attention.whole_buffer`."""
     capacity = -(-n_needed // BLOCK_TOKENS) * BLOCK_TOKENS
-    larger = torch.empty((*buffer.shape[:-2], capacity, buffer.shape[-1]), dtype=buffer.dtype, device=buffer.device)
+    larger = torch.zeros((*buffer.shape[:-2], capacity, buffer.shape[-1]), dtype=buffer.dtype, device=buffer.device)
     larger[:, :, :n_used] = buffer[:, :, :n_used]
     return larger

@@ -7,6 +7,8 @@ keys, so they can stand as rows of one query block: `(batch, n_heads, 1, d_head)
 `benchmarks/generation.py` measures what it saves.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -56,8 +58,9 @@ def packed_attention_forward(
 def attend_by_products(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
     """Attention as two batched matrix products with the long cached matrices on the left, softmax in float32.
 
-    For a handful of queries per key head this takes about half the time of PyTorch's fused CPU kernel, which copies keys
-    into another layout first.
+    For a handful of queries per key head this takes about half the time of PyTorch's fused CPU kernel, which brings keys
+    into another layout first. A product would copy keys and values that fill only a part of their buffers, so it takes
+    the buffers whole; what lies behind the cached tokens gets no weight.
 
     Args:
         query: `(batch, n_kv_heads, group, d_head)`.
@@ -68,9 +71,26 @@ def attend_by_products(query: Tensor, key: Tensor, value: Tensor, scaling: float
     Returns:
         `(batch, n_kv_heads, group, d_head)`.
     """
-    logits = torch.matmul(key, (query * scaling).transpose(-1, -2))  # (batch, n_kv_heads, n_cached, group)
-    weights = torch.softmax(logits.transpose(-1, -2).float(), dim=-1).to(value.dtype)
-    return torch.matmul(weights, value)
+    batch, n_kv_heads, n_cached, _ = key.shape
+    query, keys, values = query.flatten(0, 1), whole_buffer(key).flatten(0, 1), whole_buffer(value).flatten(0, 1)
+    logits = torch.bmm(keys, (query * scaling).transpose(1, 2))  # (batch * n_kv_heads, capacity, group)
+    weights = torch.zeros_like(logits.transpose(1, 2), memory_format=torch.contiguous_format)
+    weights[..., :n_cached] = torch.softmax(logits[:, :n_cached].transpose(1, 2).float(), dim=-1)
+    return torch.bmm(weights, values).unflatten(0, (batch, n_kv_heads))
+
+
+def whole_buffer(filled: Tensor) -> Tensor:
+    """The buffer `(batch, n_heads, capacity, d_head)` whose first positions `filled` is a view of; itself if it is none.
+
+    A block cache (`kv_cache.BlockLayer`) hands out such views; its buffers hold zeros where nothing is cached yet, so
+    that they may enter a product with weight 0.
+    """
+    batch, n_heads, _, d_head = filled.shape
+    capacity = filled.stride(1) // d_head
+    whole = (batch, n_heads, capacity, d_head)
+    is_start = filled.stride() == (n_heads * capacity * d_head, capacity * d_head, d_head, 1)
+    has_room = filled.untyped_storage().nbytes() >= filled.element_size() * (filled.storage_offset() + math.prod(whole))
+    return filled.as_strided(whole, filled.stride()) if is_start and has_room else filled
 
 
 def use_packed_attention_(model: PreTrainedModel) -> None:

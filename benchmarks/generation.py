@@ -1,0 +1,202 @@
+"""Speed of sampling, side by side in one run: ours, transformers' `generate` and `generate_batch`, and the bare passes.
+
+    python benchmarks/generation.py --model .cache/SmolLM2-135M-Instruct --record benchmarks/results/generation_cpu.json
+    python benchmarks/generation.py --config pythia-1.4b --device cuda       # random weights of that shape
+
+Every contender samples the same number of rows of the same length from BOS, in the same number format. "bare passes" are
+the forward passes of our loop at the same shapes with a fixed token instead of sampling: what is left is the price of
+sampling. Ratios are what counts: machines are noisy, and the rounds of all contenders alternate.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig, GPTNeoXConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from sae_utils.kv_cache import make_cache
+from sae_utils.models import LoadedModel, load_causal_lm
+from sae_utils.packed_attention import use_packed_attention_
+from sae_utils.records import versions, write_json
+from sae_utils.sampling import SamplingSettings, sample_tokens
+
+SHAPES = {
+    "pythia-1.4b": {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 8192},
+    "pythia-2.8b": {"hidden_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 10240},
+}
+"""Published shapes of the models whose weights need a hub; speed does not depend on the weights."""
+
+
+def main() -> None:
+    """Run every contender and print tokens per second."""
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    source = load_source(args)
+    settings = SamplingSettings(seed=0, temperature=args.temperature, top_p=args.top_p, max_length=args.tokens)
+    if not args.early:  # nobody stops early, so that all do the same work
+        source = replace(source, eos_ids=())
+    contenders = {
+        "ours": lambda: sum(map(len, sample_tokens(source, range(args.rows), settings))),
+        "bare passes": lambda: run_bare(source, args.rows, args.tokens),
+        "generate": lambda: run_generate(source, args, settings),
+        "generate_batch": lambda: run_generate_batch(source, args, settings),
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in args.contenders}
+    peaks: dict[str, float] = {}
+    run_bare(source, args.rows, 8)  # warm up
+    for _ in range(args.rounds):
+        for name in args.contenders:
+            speeds[name].append(measure(name, contenders[name], source, peaks))
+    report(args, source, speeds, peaks)
+
+
+def measure(name: str, run: Callable[[], int], source: LoadedModel, peaks: dict[str, float]) -> float:
+    """Tokens per second of one run; the peak of memory so far goes to `peaks`."""
+    is_cuda = source.model.device.type == "cuda"
+    if is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    n_tokens = run()
+    if is_cuda:
+        torch.cuda.synchronize()
+    speed = n_tokens / (time.perf_counter() - start)
+    # On a CPU the peak of a process only grows, so it says something for one contender a run (--contenders NAME).
+    peaks[name] = torch.cuda.max_memory_allocated() if is_cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(f"{name}: {speed:,.0f} tok/s", flush=True)
+    return speed
+
+
+@torch.inference_mode()
+def run_bare(source: LoadedModel, n_rows: int, n_tokens: int) -> int:
+    """The forward passes of our loop, without sampling."""
+    cache = make_cache(source.model.config)
+    ids = torch.full((n_rows, 1), source.bos_id, device=source.model.device)
+    for _ in range(1, n_tokens):
+        source.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return n_rows * n_tokens
+
+
+@torch.inference_mode()
+def run_generate(source: LoadedModel, args: argparse.Namespace, settings: SamplingSettings) -> int:
+    """`model.generate` with sampling settings that mean the same."""
+    ids = torch.full((args.rows, 1), source.bos_id, device=source.model.device)
+    with_attention(source, "sdpa")
+    rows = source.model.generate(
+        ids, attention_mask=torch.ones_like(ids), generation_config=generation_config(source, args, settings)
+    )
+    use_packed_attention_(source.model)
+    if not args.early:
+        return rows.numel()
+    is_end = torch.isin(rows[:, 1:], torch.tensor(source.eos_ids, device=rows.device))
+    return int(((is_end.cumsum(1) - is_end.long()) == 0).sum()) + len(rows)
+
+
+def run_generate_batch(source: LoadedModel, args: argparse.Namespace, settings: SamplingSettings) -> int:
+    """`model.generate_batch`, transformers' continuous batching."""
+    with_attention(source, "sdpa")
+    outputs = source.model.generate_batch(
+        [[source.bos_id]] * args.rows, generation_config=generation_config(source, args, settings), progress_bar=False
+    )
+    with_attention(source, "sdpa")
+    use_packed_attention_(source.model)
+    return sum(1 + len(output.generated_tokens) for output in outputs.values())
+
+
+def generation_config(source: LoadedModel, args: argparse.Namespace, settings: SamplingSettings) -> GenerationConfig:
+    """The same distribution and lengths as ours; transformers' default top_k of 50 is switched off."""
+    return GenerationConfig(
+        do_sample=True,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=0,
+        max_new_tokens=args.tokens - 1,
+        bos_token_id=source.bos_id,
+        eos_token_id=list(source.eos_ids) if args.early else -1,  # -1: never
+        pad_token_id=source.tokenizer.eos_token_id if source.tokenizer else 0,
+    )
+
+
+def with_attention(source: LoadedModel, name: str) -> None:
+    """Let the model use transformers' own attention."""
+    source.model.set_attn_implementation(name)
+
+
+def load_source(args: argparse.Namespace) -> LoadedModel:
+    """A model from disk, or random weights of a published shape."""
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    if args.model:
+        return load_causal_lm(args.model, device, dtype)
+    shape = GPTNeoXConfig(vocab_size=50304, max_position_embeddings=2048, rotary_pct=0.25, **SHAPES[args.config])
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(shape, dtype=dtype).eval().requires_grad_(False)
+    use_packed_attention_(model)
+    return LoadedModel(args.config, model, None, 0, (0,))
+
+
+def report(args: argparse.Namespace, source: LoadedModel, speeds: dict, peaks: dict) -> None:
+    """Print medians and ratios, and write them to the record."""
+    medians = {name: statistics.median(each) for name, each in speeds.items()}
+    rows = {
+        name: {
+            "tokens_per_sec": round(median, 1),
+            "all_tokens_per_sec": [round(each, 1) for each in speeds[name]],
+            "ours_is_times": round(medians["ours"] / median, 2) if "ours" in medians else None,
+            "peak_memory_bytes": int(peaks[name]),
+        }
+        for name, median in medians.items()
+    }
+    for name, row in rows.items():
+        print(f"{name:15} {row['tokens_per_sec']:>10,.1f} tok/s   ours is {row['ours_is_times']} times")
+    if args.record:
+        device = torch.cuda.get_device_name() if source.model.device.type == "cuda" else cpu_name()
+        record = {
+            "command": "python " + " ".join([str(Path(sys.argv[0])), *sys.argv[1:]]),
+            "device": device,
+            "threads": args.threads,
+            "results": rows,
+            "versions": versions(),
+        }
+        known = json.loads(args.record.read_text()) if args.record.exists() else []
+        write_json(args.record, [*known, record])
+
+
+def cpu_name() -> str:
+    """Model name of the processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--model", help="folder of a model")
+    which.add_argument("--config", choices=SHAPES, help="random weights of this shape")
+    parser.add_argument("--rows", type=int, default=128, help="samples decoded together")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens per sample, BOS included")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--top_p", type=float, default=0.9)
+    parser.add_argument("--early", action="store_true", help="let samples end where the model ends them")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of every contender; the median counts")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="bfloat16")
+    names = ["ours", "bare passes", "generate", "generate_batch"]
+    parser.add_argument("--contenders", nargs="+", default=names, choices=names)
+    parser.add_argument("--record", type=Path, help="JSON file that the result is added to")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
