@@ -78,32 +78,35 @@ def generate(args: argparse.Namespace) -> None:
         InputError: If a setting or an input has to be changed.
     """
     from sae_utils.devices import choose_device, choose_dtype
-    from sae_utils.generation import GenerationJob, check_jobs, describe_job, run_job
+    from sae_utils.distributed import join_workers, leave_workers, own_device
+    from sae_utils.generation import GenerationJob, check_jobs, run_job
     from sae_utils.progress import script_output
     from sae_utils.sampling import SamplingSettings
     from sae_utils.shards import Goal
 
-    with script_output(quiet=args.quiet):
+    workers = join_workers()
+    with script_output(quiet=args.quiet or not workers.is_main):
         # 1. Check every setting and every model's configuration before anything large is loaded.
         settings = SamplingSettings(args.seed, args.temperature, args.top_p, args.max_length)
         goal = Goal(None if args.num_tokens is not None else args.n, args.num_tokens)
-        device = choose_device(args.device)
+        device = own_device(choose_device(args.device))
         dtype = choose_dtype(args.dtype, device)
-        jobs = [
-            GenerationJob(model, args.output_dir, settings, goal, args.batch_size, device, dtype, args.overwrite)
-            for model in args.models
-        ]
-        check_jobs(jobs)
+        jobs = check_jobs(
+            [
+                GenerationJob(model, args.output_dir, settings, goal, args.batch_size, device, dtype, args.overwrite)
+                for model in args.models
+            ]
+        )
 
-        # 2. Say what will be done.
+        # 2. Say what will be done.  3. For each model: load, sample up to the goal, write, record.
         for job in jobs:
-            print(describe_job(job))
-        if args.dry_run:
-            return
-
-        # 3. For each model: load, sample up to the goal, write, record.
-        for job in jobs:
-            print(run_job(job, quiet=args.quiet))
+            if workers.is_main:
+                print(job.describe(), flush=True)
+        for job in [] if args.dry_run else jobs:
+            outcome = run_job(job, workers, quiet=args.quiet)
+            if workers.is_main:
+                print(outcome, flush=True)
+    leave_workers()
 
 
 if __name__ == "__main__":

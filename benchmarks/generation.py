@@ -3,9 +3,9 @@
     python benchmarks/generation.py --model .cache/SmolLM2-135M-Instruct --record benchmarks/results/generation_cpu.json
     python benchmarks/generation.py --config pythia-1.4b --device cuda       # random weights of that shape
 
-Every contender samples the same number of rows of the same length from BOS, in the same number format. "bare passes" are
-the forward passes of our loop at the same shapes with a fixed token instead of sampling: what is left is the price of
-sampling. Ratios are what counts: machines are noisy, and the rounds of all contenders alternate.
+Every contender samples the same number of rows of the same length from BOS, in the same number format. "bare passes"
+are the forward passes of our loop at the same shapes with a fixed token instead of sampling: what is left is the price
+of sampling. Ratios are what counts: machines are noisy, and the rounds of all contenders alternate.
 """
 
 import argparse
@@ -31,7 +31,12 @@ from sae_utils.sampling import SamplingSettings, sample_tokens
 
 SHAPES = {
     "pythia-1.4b": {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 8192},
-    "pythia-2.8b": {"hidden_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 10240},
+    "pythia-2.8b": {
+        "hidden_size": 2560,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "intermediate_size": 10240,
+    },
 }
 """Published shapes of the models whose weights need a hub; speed does not depend on the weights."""
 
@@ -71,7 +76,9 @@ def measure(name: str, run: Callable[[], int], source: LoadedModel, peaks: dict[
         torch.cuda.synchronize()
     speed = n_tokens / (time.perf_counter() - start)
     # On a CPU the peak of a process only grows, so it says something for one contender a run (--contenders NAME).
-    peaks[name] = torch.cuda.max_memory_allocated() if is_cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peaks[name] = (
+        torch.cuda.max_memory_allocated() if is_cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     print(f"{name}: {speed:,.0f} tok/s", flush=True)
     return speed
 

@@ -11,8 +11,11 @@
     nucleus         exact top-p choice from one uniform number
     packed_attention    one new token over the cached ones, grouped heads packed
     kv_cache        key-value cache that grows in blocks
+    memory          how many samples fit a device
+    distributed     several processes started by torchrun
     sampling        decoding texts from BOS alone
     shards          a data set while it grows, and its last step
+    quality         what a generated data set is like
     data_card       README.md of a generated data set
     generation      one generated data set from start to end
     expansion       how many latents an SAE gets

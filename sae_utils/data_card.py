@@ -22,7 +22,12 @@ sparse autoencoders on what the model itself says. It is the model's own output 
 | samples | {n_samples:,} |
 | tokens, BOS and EOS counted | {n_tokens:,} |
 | mean length | {mean_length_tokens:.1f} tokens |
+| length, 5 % to 95 % of the samples | {shortest:.0f} to {longest:.0f} tokens |
 | ended by the model itself (EOS) | {ended_in_eos_share:.1%} |
+| distinct samples | {distinct_sample_share:.1%} |
+| distinct 1- to 4-grams, in the first {ngram_tokens:,} tokens | {ngram_shares} |
+| negative log-likelihood under the model | {nll} nats per token |
+| KL of observed first tokens from the model's distribution | {kl} |
 | seed, temperature, top_p | {seed}, {temperature}, {top_p} |
 | longest sample | {max_length} tokens |
 | model weights, tokenizer | `{model_fingerprint}`, `{tokenizer_fingerprint}` (fingerprints) |
@@ -42,5 +47,23 @@ def write_data_card(folder: Path, record: dict[str, Any], dataset: Dataset) -> N
     """Write README.md for a data set from its generation record."""
     first_text = dataset[0]["text"][:600].replace("````", "'''")
     settings = record["settings"]
-    values = {**record, **settings, "name": f"{settings['model']}, its own text", "first_text": first_text}
+    quality = record["quality"]
+    shares = [share for share in quality["distinct_ngram_shares"].values() if share is not None]
+    quantiles = list(quality["length_quantiles_tokens"].values())
+    kl, expected = quality["first_token_kl_nats"], quality["first_token_kl_expected_nats"]
+    figures = {
+        "shortest": quantiles[0],
+        "longest": quantiles[-1],
+        "ngram_shares": ", ".join(f"{share:.1%}" for share in shares),
+        "nll": "undefined" if quality["mean_nll_nats"] is None else f"{quality['mean_nll_nats']:.3f}",
+        "kl": "undefined" if kl is None else f"{kl:.4f} nats (about {expected:.4f} by chance)",
+    }
+    values = {
+        **record,
+        **settings,
+        **quality,
+        **figures,
+        "name": f"{settings['model']}, its own text",
+        "first_text": first_text,
+    }
     write_text(folder / "README.md", _CARD.format(**values))

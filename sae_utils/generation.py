@@ -1,8 +1,10 @@
 """One generated data set from start to end: load the model, sample up to the goal, write, record."""
 
+import contextlib
 import hashlib
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ from datasets import Dataset
 
 from sae_utils.data_card import write_data_card
 from sae_utils.devices import dtype_name
+from sae_utils.distributed import Workers
 from sae_utils.errors import InputError
+from sae_utils.memory import MemoryEstimate, estimate_memory, free_bytes
 from sae_utils.models import (
     LoadedModel,
     check_fits_context,
@@ -27,14 +31,19 @@ from sae_utils.models import (
 )
 from sae_utils.paths import DatasetKey, short_name
 from sae_utils.progress import token_bar
-from sae_utils.records import git_commit, versions, write_json
-from sae_utils.sampling import SamplingSettings, sample_tokens
+from sae_utils.quality import measure_quality
+from sae_utils.records import check_same_settings, git_commit, versions, write_json
+from sae_utils.sampling import Sample, SamplingSettings, sample_tokens
 from sae_utils.shards import Goal, GrowingDataset
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_BATCH_SIZE = 32
-"""Samples decoded together when --batch_size is not given."""
+DISK_BYTES_PER_TOKEN = 20
+"""Id (4), likelihood (4) and text (about 4) of a token in shards, and id and text again in the finished data set."""
+
+GB, MB = 1e9, 1e6
+
+OTHER_SETTINGS_REMEDY = "give --overwrite to throw it away, or another --output_dir"
 
 TAIL_MARGIN = 1.05
 """Samples begun for the last tokens, as a multiple of what the mean length suggests: one more round costs far more."""
@@ -57,7 +66,7 @@ class GenerationJob:
     """How much to sample."""
 
     batch_size: int | None
-    """Samples decoded together; None for automatic."""
+    """Samples decoded together; None for what fits."""
 
     device: torch.device
     """Where to compute."""
@@ -84,19 +93,44 @@ class GenerationJob:
         key = DatasetKey(short_name(self.reference), chosen.seed, chosen.temperature, chosen.top_p)
         return self.output_dir / key.folder
 
-    @property
-    def rows_together(self) -> int:
-        """Samples decoded together."""
-        return self.batch_size or DEFAULT_BATCH_SIZE
+
+@dataclass(frozen=True)
+class CheckedJob:
+    """A job whose model was found to fit it, with what that takes."""
+
+    job: GenerationJob
+    """The job."""
+
+    memory: MemoryEstimate
+    """Memory of the model and of a sample."""
+
+    n_rows: int
+    """Samples decoded together, and samples in a shard."""
+
+    def describe(self) -> str:
+        """What the job will do, in a few lines."""
+        job, chosen, n_rows = self.job, self.job.settings, self.n_rows
+        most = job.goal.n_tokens or job.goal.n_samples * chosen.max_length
+        at_most = "" if job.goal.n_tokens else f", at most {most:,} tokens"
+        return (
+            f"{job.reference} -> {job.folder}\n"
+            f"  {job.goal} of up to {chosen.max_length:,} tokens{at_most}; seed {chosen.seed}, temperature "
+            f"{chosen.temperature}, top_p {chosen.top_p}\n"
+            f"  {self.memory.n_parameters / 1e6:,.0f} M parameters in {dtype_name(job.dtype)} on {job.device}: "
+            f"{self.memory.model_bytes / GB:.2f} GB; {n_rows} samples together, {self.memory.row_bytes / MB:,.1f} MB "
+            f"each: {n_rows * self.memory.row_bytes / GB:.2f} GB\n"
+            f"  up to {most * DISK_BYTES_PER_TOKEN / GB:.3f} GB on disk"
+        )
 
 
-def check_jobs(jobs: list[GenerationJob]) -> None:
+def check_jobs(jobs: list[GenerationJob]) -> list[CheckedJob]:
     """Refuse, before any weights are loaded, what would fail later.
 
     Raises:
         InputError: If a model is missing, cannot start a text, has too short a context, or two share a folder.
     """
     folders: dict[Path, str] = {}
+    checked = []
     for job in jobs:
         config = load_config(job.reference)
         check_fits_context(job.settings.max_length, config, flag="--max_length", reference=job.reference)
@@ -107,20 +141,16 @@ def check_jobs(jobs: list[GenerationJob]) -> None:
                 f"different --output_dir"
             )
         folders[job.folder] = job.model
+        memory = estimate_memory(config, job.dtype, job.settings.max_length)
+        n_rows = job.batch_size or memory.fitting_rows(free_bytes(job.device), job.device)
+        checked.append(CheckedJob(job, memory, n_rows))
+    return checked
 
 
-def describe_job(job: GenerationJob) -> str:
-    """One line on what a job will do."""
-    chosen = job.settings
-    return (
-        f"{job.reference} -> {job.folder}: {job.goal} of up to {chosen.max_length} tokens, seed {chosen.seed}, "
-        f"temperature {chosen.temperature}, top_p {chosen.top_p}, batch {job.rows_together}, {job.device}, "
-        f"{dtype_name(job.dtype)}"
-    )
-
-
-def run_job(job: GenerationJob, *, quiet: bool = False) -> str:
+def run_job(checked: CheckedJob, workers: Workers, *, quiet: bool = False) -> str:
     """Make one data set, or continue, extend or leave alone what is there.
+
+    Every process of `workers` calls this; they share the samples out, and the main one puts the data set together.
 
     Returns:
         One line on the outcome.
@@ -128,36 +158,113 @@ def run_job(job: GenerationJob, *, quiet: bool = False) -> str:
     Raises:
         InputError: If what is there was made with other settings, or another run is writing it.
     """
+    job = checked.job
+    if not job.overwrite and (outcome := workers.agree(describe_if_finished(job))):
+        return outcome
     source = load_causal_lm(job.reference, job.device, job.dtype)
-    with GrowingDataset(job.folder, _identity(job, source), overwrite=job.overwrite) as growing:
-        if growing.covers(job.goal):
-            record = growing.record
-            held = f"{record['n_samples']:,} samples, {record['n_tokens']:,} tokens"
-            return f"{job.folder} is finished ({held}) and left alone; --overwrite would sample it anew"
-        sample_until_goal(growing, source, job, quiet=quiet)
-        dataset, cut = growing.finish(job.goal, source.tokenizer, source.bos_id)
-        record = _make_record(job, growing.settings, source, dataset, cut)
+    growing = GrowingDataset(job.folder, _identity(job, source), overwrite=job.overwrite)
+    with growing if workers.is_main else contextlib.nullcontext():
+        sample_until_goal(growing, source, checked, workers, quiet=quiet)
+        if not workers.is_main:
+            return workers.agree(None)
+        dataset, cut, nll_sum_units = growing.finish(job.goal, source.tokenizer, source.bos_id)
+        record = _make_record(job, growing.settings, source, dataset)
+        record |= {"nll_sum_units": nll_sum_units, "cut_sample": cut}
+        record["quality"] = measure_quality(dataset, source, job.settings, nll_sum_units)
         write_data_card(growing.work / "dataset", record, dataset)
         write_json(growing.work / "dataset" / "generation.json", record)
         growing.publish()
-    counts = record["n_samples"], record["n_tokens"], record["mean_length_tokens"]
-    return f"{job.folder}: {counts[0]:,} samples, {counts[1]:,} tokens, {counts[2]:.1f} tokens each"
+    mean_length = record["n_tokens"] / record["n_samples"]
+    return workers.agree(
+        f"{job.folder}: {record['n_samples']:,} samples, {record['n_tokens']:,} tokens, {mean_length:.1f} tokens each"
+    )
 
 
-def sample_until_goal(growing: GrowingDataset, source: LoadedModel, job: GenerationJob, *, quiet: bool) -> None:
-    """Add shards until the unbroken beginning of the stream holds what was asked for."""
-    n_samples, n_tokens = growing.progress()
-    if n_samples:
-        logger.info("%s: going on after %s samples, %s tokens", growing.final, f"{n_samples:,}", f"{n_tokens:,}")
-    with token_bar(short_name(job.reference), total=job.goal.n_tokens, initial=n_tokens, quiet=quiet) as bar:
+def describe_if_finished(job: GenerationJob) -> str | None:
+    """One line if the finished data set holds what is asked for, found without loading the model; None if it does not.
+
+    Raises:
+        InputError: If it was sampled with other settings.
+    """
+    growing = GrowingDataset(job.folder, {}, overwrite=False)
+    if not growing.covers(job.goal):
+        return None
+    record = growing.record
+    asked = _asked_settings(job)
+    made = {name: record["settings"][name] for name in asked}
+    check_same_settings(made, asked, where=job.folder, remedy=OTHER_SETTINGS_REMEDY)
+    held = f"{record['n_samples']:,} samples, {record['n_tokens']:,} tokens"
+    return f"{job.folder} is finished ({held}) and left alone; --overwrite would sample it anew"
+
+
+def sample_until_goal(
+    growing: GrowingDataset, source: LoadedModel, checked: CheckedJob, workers: Workers, *, quiet: bool
+) -> None:
+    """Add shards until the unbroken beginning of the stream holds what was asked for.
+
+    Work goes in rounds: as many samples as all processes take together, each process one shard. What a shard holds does
+    not depend on who makes it, so any number of processes makes, or finishes, the same data set.
+    """
+    job = checked.job
+    n_samples, n_tokens = workers.agree(growing.progress() if workers.is_main else None)
+    if workers.is_main:
+        growing.begin()
+        if n_samples:
+            logger.info("%s: going on after %s samples, %s tokens", growing.final, f"{n_samples:,}", f"{n_tokens:,}")
+    is_quiet = quiet or not workers.is_main
+    with token_bar(short_name(job.reference), total=job.goal.n_tokens, initial=n_tokens, quiet=is_quiet) as bar:
+        n_together = checked.n_rows
         while not job.goal.is_reached(n_samples, n_tokens):
-            n_rows = _rows_to_sample(job, n_samples, n_tokens)
-            sample_ids = range(n_samples, n_samples + n_rows)
-            samples = sample_tokens(source, sample_ids, job.settings, on_tokens=bar.update)
-            growing.add(n_samples, samples, source.tokenizer, source.bos_id)
-            n_samples, n_tokens = n_samples + n_rows, n_tokens + sum(map(len, samples))
+            stop = n_samples + _rows_in_round(checked, n_samples, n_tokens, workers.n)
+            first = n_samples + workers.rank * checked.n_rows
+            own = range(first, min(stop, first + checked.n_rows))
+            if own:
+                samples, n_together = sample_within_memory(source, own, job.settings, n_together, bar.update)
+                growing.add(first, samples, source.tokenizer, source.bos_id)
+            workers.wait()
+            n_samples, n_tokens = workers.agree(growing.progress() if workers.is_main else None)
+            bar.n = n_tokens
             if job.goal.n_tokens is None:
                 bar.total = round(job.goal.n_samples * n_tokens / n_samples)  # best guess from the mean length so far
+
+
+def sample_within_memory(
+    source: LoadedModel,
+    sample_ids: range,
+    settings: SamplingSettings,
+    n_together: int,
+    on_tokens: Callable[[int], None],
+) -> tuple[list[Sample], int]:
+    """Sample these, at most `n_together` at a time; when the device runs out of memory, half as many, and so on.
+
+    Returns:
+        The samples, and how many fitted together.
+
+    Raises:
+        InputError: If not even one fits.
+    """
+    samples: list[Sample] = []
+    while len(samples) < len(sample_ids):
+        batch = sample_ids[len(samples) : len(samples) + n_together]
+        try:
+            samples += sample_tokens(source, batch, settings, on_tokens=on_tokens)
+        except RuntimeError as err:
+            if not _is_out_of_memory(err):
+                raise
+            if len(batch) == 1:
+                raise InputError(
+                    f"not even one sample of --max_length {settings.max_length} fits on {source.model.device}; lower it"
+                ) from err
+            n_together = len(batch) // 2
+            logger.warning("out of memory with %d samples together; going on with %d", len(batch), n_together)
+            if source.model.device.type == "cuda":
+                torch.cuda.empty_cache()
+    return samples, n_together
+
+
+def _is_out_of_memory(err: RuntimeError) -> bool:
+    """Whether a device's allocator gave up; the CPU's has no exception of its own."""
+    return isinstance(err, torch.OutOfMemoryError) or "not enough memory" in str(err) or "allocate memory" in str(err)
 
 
 def fingerprint_dataset(dataset: Dataset) -> str:
@@ -170,23 +277,27 @@ def fingerprint_dataset(dataset: Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
-def _rows_to_sample(job: GenerationJob, n_samples: int, n_tokens: int) -> int:
-    """Samples in the next batch: a full batch, or fewer if the goal is surely or probably nearer."""
-    if job.goal.n_tokens is None:
-        return min(job.rows_together, job.goal.n_samples - n_samples)
-    n_missing = job.goal.n_tokens - n_tokens
+def _rows_in_round(checked: CheckedJob, n_samples: int, n_tokens: int, n_workers: int) -> int:
+    """Samples in the next round: full batches for all, or fewer if the goal is surely or probably nearer."""
+    goal, full = checked.job.goal, checked.n_rows * n_workers
+    if goal.n_tokens is None:
+        return min(full, goal.n_samples - n_samples)
+    n_missing = goal.n_tokens - n_tokens
     if n_samples == 0:
-        return min(job.rows_together, -(-n_missing // job.settings.max_length))  # no fewer can hold them
+        return min(full, -(-n_missing // checked.job.settings.max_length))  # no fewer can hold them
     n_likely = n_missing * n_samples / n_tokens
-    return min(job.rows_together, math.ceil(n_likely * TAIL_MARGIN))
+    return min(full, math.ceil(n_likely * TAIL_MARGIN))
+
+
+def _asked_settings(job: GenerationJob) -> dict[str, Any]:
+    """What a sample depends on, as far as it is known without the model."""
+    return {"model": short_name(job.reference), **asdict(job.settings), "dtype": dtype_name(job.dtype)}
 
 
 def _identity(job: GenerationJob, source: LoadedModel) -> dict[str, Any]:
     """Everything that a sample depends on."""
     return {
-        "model": short_name(job.reference),
-        **asdict(job.settings),
-        "dtype": dtype_name(job.dtype),
+        **_asked_settings(job),
         "model_fingerprint": fingerprint_model(source.model),
         "tokenizer_fingerprint": fingerprint_tokenizer(source.tokenizer),
         "bos_id": source.bos_id,
@@ -194,25 +305,17 @@ def _identity(job: GenerationJob, source: LoadedModel) -> dict[str, Any]:
     }
 
 
-def _make_record(
-    job: GenerationJob, settings: dict[str, Any], source: LoadedModel, dataset: Dataset, cut: dict | None
-) -> dict[str, Any]:
-    """Contents of generation.json."""
-    lengths = dataset.data.column("num_tokens").to_numpy()
-    last_ids = (ids[-1].as_py() for ids in dataset.data.column("input_ids"))
-    n_ended = sum(last in source.eos_ids for last in last_ids) if dataset else 0
+def _make_record(job: GenerationJob, settings: dict[str, Any], source: LoadedModel, dataset: Dataset) -> dict[str, Any]:
+    """Contents of generation.json, without the statistics."""
     return {
         "settings": settings,
         "model_reference": job.reference,
         "bos_token": source.tokenizer.convert_ids_to_tokens(source.bos_id),
         "goal": asdict(job.goal),
         "n_samples": len(dataset),
-        "n_tokens": int(lengths.sum()),
-        "mean_length_tokens": float(lengths.mean()),
-        "ended_in_eos_share": n_ended / len(dataset),
-        "cut_sample": cut,
+        "n_tokens": int(dataset.data.column("num_tokens").to_numpy().sum()),
         "fingerprint": fingerprint_dataset(dataset),
-        "device": str(job.device),
+        "device": job.device.type,
         "versions": versions(),
         "git_commit": git_commit(),
     }

@@ -18,10 +18,11 @@ TOP_COUNTS = (512, 4096)
 0.9, 13 % of the nuclei are wider than 512 tokens and 0.1 % wider than 4,096."""
 
 ROWS_AT_ONCE = 32
-"""Rows handled together on a CPU: 32 rows of 50,000 float32 probabilities are 6 MB, which the last-level cache holds."""
+"""Rows handled together on a CPU: 32 rows of 50,000 float32 probabilities are 6 MB, which the last-level cache
+holds."""
 
 
-def choose_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float) -> Tensor:
+def choose_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
     """Draw one token per row from the truncated distribution.
 
     Args:
@@ -31,20 +32,51 @@ def choose_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p
         top_p: Nucleus mass, in (0, 1]; 1.0 keeps the whole distribution.
 
     Returns:
-        Token ids, int64 `(batch,)`.
+        Token ids, int64 `(batch,)`, and their negative log-likelihoods in nats under the model's own distribution
+        (temperature 1, nothing cut off), float32 `(batch,)`.
     """
     n_rows = ROWS_AT_ONCE if logits.device.type == "cpu" else len(logits)
     chosen = [
         _choose_rows(rows, numbers, temperature, top_p)
         for rows, numbers in zip(logits.split(n_rows), uniforms.split(n_rows), strict=True)
     ]
-    return torch.cat(chosen)
+    tokens, nlls = zip(*chosen, strict=True)
+    return torch.cat(tokens), torch.cat(nlls)
 
 
-def _choose_rows(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:
+def truncated_distribution(logits: Tensor, *, temperature: float, top_p: float) -> Tensor:
+    """The distribution that `choose_tokens` draws from, by a full sort.
+
+    Args:
+        logits: Next-token logits of one row, `(vocab,)`.
+        temperature: Divides the logits, > 0.
+        top_p: Nucleus mass, in (0, 1].
+
+    Returns:
+        Probabilities, float64 `(vocab,)`, 0 outside the nucleus.
+    """
+    probs = torch.softmax(logits.float() / temperature, dim=-1).double()
+    if top_p >= 1.0:
+        return probs / probs.sum()
+    values, order = probs.sort(descending=True, stable=True)
+    n_kept = int((values.cumsum(dim=-1) < top_p).sum()) + 1
+    kept = torch.zeros_like(probs)
+    kept[order[:n_kept]] = values[:n_kept]
+    return kept / kept.sum()
+
+
+def _choose_rows(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
     """`choose_tokens` for few enough rows that their probabilities stay in the processor's cache."""
-    probs = logits.float()  # (batch, vocab)
-    probs = torch.softmax(probs if temperature == 1.0 else probs / temperature, dim=-1)
+    logits = logits.float()  # (batch, vocab)
+    probs = torch.softmax(logits if temperature == 1.0 else logits / temperature, dim=-1)
+    tokens = _choose_from_probs(probs, uniforms, top_p)
+    if temperature == 1.0:
+        return tokens, -probs.gather(-1, tokens[:, None]).squeeze(-1).log()
+    return tokens, torch.logsumexp(logits, dim=-1) - logits.gather(-1, tokens[:, None]).squeeze(-1)
+
+
+def _choose_from_probs(probs: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
+    """Tokens `(batch,)` from probabilities `(batch, vocab)`."""
     if top_p >= 1.0:
         return _invert_cdf(probs, uniforms)
     vocab = probs.shape[-1]

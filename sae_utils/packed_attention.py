@@ -58,9 +58,9 @@ def packed_attention_forward(
 def attend_by_products(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
     """Attention as two batched matrix products with the long cached matrices on the left, softmax in float32.
 
-    For a handful of queries per key head this takes about half the time of PyTorch's fused CPU kernel, which brings keys
-    into another layout first. A product would copy keys and values that fill only a part of their buffers, so it takes
-    the buffers whole; what lies behind the cached tokens gets no weight.
+    For a handful of queries per key head this takes about half the time of PyTorch's fused CPU kernel, which brings
+    keys into another layout first. A product would copy keys and values that fill only a part of their buffers, so it
+    takes the buffers whole; what lies behind the cached tokens gets no weight.
 
     Args:
         query: `(batch, n_kv_heads, group, d_head)`.
@@ -80,7 +80,8 @@ def attend_by_products(query: Tensor, key: Tensor, value: Tensor, scaling: float
 
 
 def whole_buffer(filled: Tensor) -> Tensor:
-    """The buffer `(batch, n_heads, capacity, d_head)` whose first positions `filled` is a view of; itself if it is none.
+    """The buffer `(batch, n_heads, capacity, d_head)` whose first positions `filled` is a view of; itself if it is
+    none.
 
     A block cache (`kv_cache.BlockLayer`) hands out such views; its buffers hold zeros where nothing is cached yet, so
     that they may enter a product with weight 0.

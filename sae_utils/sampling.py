@@ -43,6 +43,22 @@ class SamplingSettings:
             raise InputError(f"--max_length must be at least 2 tokens, BOS and one more, got {self.max_length}")
 
 
+NLL_UNIT = 2.0**-20
+"""Negative log-likelihoods are kept as whole numbers of this many nats: such sums do not depend on their order."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sampled text."""
+
+    ids: np.ndarray
+    """int32 token ids, BOS first, EOS last where the model chose it."""
+
+    nll: np.ndarray
+    """int32, as long as `ids`: each token's negative log-likelihood under the model in units of `NLL_UNIT` nats, at
+    temperature 1 and with nothing cut off; 0 for BOS, which was given."""
+
+
 @torch.inference_mode()
 def sample_tokens(
     source: LoadedModel,
@@ -50,7 +66,7 @@ def sample_tokens(
     settings: SamplingSettings,
     *,
     on_tokens: Callable[[int], None] = lambda n_tokens: None,
-) -> list[np.ndarray]:
+) -> list[Sample]:
     """Sample texts, all rows in step, each from BOS until EOS or `max_length`.
 
     All rows stand at the same position at every step, so nothing is padded and nothing is masked.
@@ -62,12 +78,13 @@ def sample_tokens(
         on_tokens: Called with the number of tokens added, for progress.
 
     Returns:
-        One int32 array of token ids per sample, BOS first, EOS last where the model chose it, 2 .. max_length long.
+        One sample per id, 2 .. max_length tokens long.
     """
     device = source.model.device
     uniforms = torch.from_numpy(sample_uniforms(settings.seed, sample_ids, settings.max_length - 1)).to(device)
     eos_ids = torch.tensor(source.eos_ids, device=device)
     tokens = torch.full((len(sample_ids), settings.max_length), source.bos_id, dtype=torch.int32, device=device)
+    nll = torch.zeros((len(sample_ids), settings.max_length), device=device)
     lengths = torch.full((len(sample_ids),), settings.max_length, device=device)
     rows = torch.arange(len(sample_ids), device=device)  # samples that are still being decoded
     is_live = torch.ones_like(rows, dtype=torch.bool)  # of these rows
@@ -76,13 +93,14 @@ def sample_tokens(
     on_tokens(len(sample_ids))  # BOS
     for position in range(1, settings.max_length):
         output = source.model(input_ids=step_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        chosen = choose_tokens(
+        chosen, chosen_nll = choose_tokens(
             output.logits[:, -1],
             uniforms[rows, position - 1],
             temperature=settings.temperature,
             top_p=settings.top_p,
         )
         tokens[rows, position] = chosen.int()
+        nll[rows, position] = chosen_nll
         n_live = int(is_live.sum())
         on_tokens(n_live)
         is_ending = is_live & torch.isin(chosen, eos_ids)
@@ -95,5 +113,6 @@ def sample_tokens(
         if len(rows) - n_live >= COMPACT_SHARE * len(rows):
             cache.batch_select_indices(is_live.nonzero().squeeze(-1))
             rows, step_ids, is_live = rows[is_live], step_ids[is_live], is_live[is_live]
-    ends = lengths.tolist()
-    return [row[:end].copy() for row, end in zip(tokens.cpu().numpy(), ends, strict=True)]
+    units = (nll.double() / NLL_UNIT).round().int().cpu().numpy()
+    ids = tokens.cpu().numpy()
+    return [Sample(ids[i, :end].copy(), units[i, :end].copy()) for i, end in enumerate(lengths.tolist())]

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from sae_utils.errors import InputError
 from sae_utils.paths import UNFINISHED_SUFFIX
 from sae_utils.records import check_same_settings, read_json, remove_folder, write_json
+from sae_utils.sampling import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,9 @@ FEATURES = Features(
     }
 )
 """Columns of every generated data set; `input_ids` are the sampled ids, BOS first, `num_tokens` their number."""
+
+_SHARD_FEATURES = Features({**FEATURES, "nll": List(Value("int32"))})
+"""Shards also keep each token's negative log-likelihood (`sampling.Sample`), for the statistics of the whole."""
 
 _SHARD_NAME = re.compile(r"samples_(\d{9})_(\d{9})_(\d+)\.arrow")
 _ROWS_PER_FILE = 100_000
@@ -193,35 +197,46 @@ class GrowingDataset:
             n_samples, n_tokens = shard.stop, n_tokens + shard.n_tokens
         return n_samples, n_tokens
 
-    def add(self, first: int, samples: list[np.ndarray], tokenizer: PreTrainedTokenizerBase, bos_id: int) -> None:
-        """Write finished samples with ids `first`, `first + 1`, ... as one shard, complete or not at all."""
+    def begin(self) -> None:
+        """Make the working folder, with the settings of every sample that will be in it."""
         if not (self.work / "settings.json").exists():
             self.work.mkdir(parents=True, exist_ok=True)
             write_json(self.work / "settings.json", self.settings)
-        n_tokens = sum(map(len, samples))
+
+    def add(self, first: int, samples: list[Sample], tokenizer: PreTrainedTokenizerBase, bos_id: int) -> None:
+        """Write finished samples with ids `first`, `first + 1`, ... as one shard, complete or not at all."""
+        assert samples, "a shard without samples would never end"
+        n_tokens = sum(len(sample.ids) for sample in samples)
         path = self.work / f"samples_{first:09d}_{first + len(samples):09d}_{n_tokens}.arrow"
-        rows = make_rows(range(first, first + len(samples)), samples, tokenizer, bos_id)
+        sample_ids = range(first, first + len(samples))
+        rows = make_rows(sample_ids, [sample.ids for sample in samples], tokenizer, bos_id)
+        rows = rows.add_column("nll", [sample.nll for sample in samples], feature=_SHARD_FEATURES["nll"])
         scratch = path.with_name(f"writing_{path.name}")
-        _write_arrow(rows, scratch)
+        _write_arrow(rows, scratch, _SHARD_FEATURES)
         os.replace(scratch, path)
 
-    def finish(self, goal: Goal, tokenizer: PreTrainedTokenizerBase, bos_id: int) -> tuple[Dataset, dict | None]:
+    def finish(
+        self, goal: Goal, tokenizer: PreTrainedTokenizerBase, bos_id: int
+    ) -> tuple[Dataset, dict[str, Any] | None, int]:
         """Put kept samples and shards together, cut to the goal, in the folder that `publish` will move into place.
 
         Returns:
-            The data set, and what was cut off its last sample: `{"id", "rest"}`, or None if nothing was.
+            The data set; what was cut off its last sample, `{"id", "rest", "rest_nll"}`, or None if nothing was; and
+            the negative log-likelihood of all its tokens together, in units of `sampling.NLL_UNIT` nats.
         """
-        pieces = [*self._kept_pieces(tokenizer, bos_id), *(Dataset.from_file(str(s.path)) for s in self.parts())]
-        rows = concatenate_datasets(pieces)
-        rows, cut = _cut_rows(rows, goal, tokenizer, bos_id)
-        remove_folder(self.work / "dataset")
-        _write_arrow(rows, self.work / "whole.arrow")
+        shards = [Dataset.from_file(str(shard.path)) for shard in self.parts()]
+        kept, kept_nll = self._kept_pieces(tokenizer, bos_id)
+        rows = concatenate_datasets([*kept, *(shard.select_columns(list(FEATURES)) for shard in shards)])
+        rows, cut_tokens = _cut_rows(rows, goal, tokenizer, bos_id)
+        nll, cut = self._sum_nll(shards, kept_nll, len(rows), cut_tokens)
+        _write_arrow(rows, self.work / "whole.arrow", FEATURES)
         rows = Dataset.from_file(str(self.work / "whole.arrow"))
         n_files = -(-len(rows) // _ROWS_PER_FILE)
         # A fingerprint of its own: the default one hashes file paths and times, so equal data would differ on disk.
         named = Dataset(rows.data, info=rows.info, fingerprint=f"{len(rows):016x}")
+        remove_folder(self.work / "dataset")
         named.save_to_disk(str(self.work / "dataset"), num_shards=n_files)
-        return Dataset.load_from_disk(str(self.work / "dataset")), cut
+        return Dataset.load_from_disk(str(self.work / "dataset")), cut, nll
 
     def publish(self) -> None:
         """Move the assembled data set to its final name and remove the shards."""
@@ -231,17 +246,36 @@ class GrowingDataset:
         os.rename(self.work / "dataset", self.final)
         remove_folder(self.work)
 
-    def _kept_pieces(self, tokenizer: PreTrainedTokenizerBase, bos_id: int) -> list[Dataset]:
-        """Rows of the finished data set, its cut last sample made whole again."""
+    def _kept_pieces(self, tokenizer: PreTrainedTokenizerBase, bos_id: int) -> tuple[list[Dataset], int]:
+        """Rows of the finished data set, its cut last sample made whole again, and their summed likelihoods."""
         record = self.record
         if record is None:
-            return []
+            return [], 0
         kept = Dataset.load_from_disk(str(self.final))
         cut = record["cut_sample"]
         if cut is None:
-            return [kept]
+            return [kept], record["nll_sum_units"]
         whole = np.array(kept[-1]["input_ids"] + cut["rest"], dtype=np.int32)
-        return [kept.select(range(len(kept) - 1)), make_rows([cut["id"]], [whole], tokenizer, bos_id)]
+        last = make_rows([cut["id"]], [whole], tokenizer, bos_id)
+        return [kept.select(range(len(kept) - 1)), last], record["nll_sum_units"] + sum(cut["rest_nll"])
+
+    def _sum_nll(
+        self, shards: list[Dataset], kept_nll: int, n_samples: int, cut_tokens: dict[str, Any] | None
+    ) -> tuple[int, dict[str, Any] | None]:
+        """Summed likelihoods of the tokens that are in, and the full record of what was cut off the last sample."""
+        n_kept, total, rest_nll = self.n_kept[0], kept_nll, None
+        for shard in shards:
+            used = shard.select(range(min(len(shard), max(0, n_samples - int(shard[0]["id"])))))
+            for batch in used.with_format("arrow").iter(_ROWS_PER_WRITE):
+                total += int(batch.column("nll").combine_chunks().flatten().to_numpy().sum(dtype=np.int64))
+            if cut_tokens is not None and len(used) and used[-1]["id"] == cut_tokens["id"]:
+                rest_nll = used[-1]["nll"][-len(cut_tokens["rest"]) :]
+        if cut_tokens is None:
+            return total, None
+        if rest_nll is None:  # the sample that was already cut is cut again: nothing new was needed
+            assert cut_tokens["id"] < n_kept
+            rest_nll = self.record["cut_sample"]["rest_nll"][-len(cut_tokens["rest"]) :]
+        return total - sum(rest_nll), {**cut_tokens, "rest_nll": rest_nll}
 
 
 def make_rows(
@@ -286,11 +320,11 @@ def _cut_rows(
     return (concatenate_datasets([rows.select(range(last)), head]) if last else head), cut
 
 
-def _write_arrow(rows: Dataset, path: Path) -> None:
+def _write_arrow(rows: Dataset, path: Path, features: Features) -> None:
     """Write rows as one Arrow stream and flush it to the disk."""
     from datasets.arrow_writer import ArrowWriter
 
-    with ArrowWriter(path=str(path), features=FEATURES) as writer:
+    with ArrowWriter(path=str(path), features=features) as writer:
         for batch in rows.with_format("arrow").iter(_ROWS_PER_WRITE):
             # Copied, so that the bytes do not show how the rows were sliced out of other files.
             writer.write_table(batch.take(np.arange(len(batch))))

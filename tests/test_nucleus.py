@@ -31,7 +31,7 @@ def reference_choice(logits, uniform, *, temperature, top_p) -> int:
 
 
 def assert_like_reference(logits, uniforms, **settings):
-    chosen = choose_tokens(logits, torch.tensor(uniforms, dtype=torch.float64), **settings).tolist()
+    chosen = choose_tokens(logits, torch.tensor(uniforms, dtype=torch.float64), **settings)[0].tolist()
     expected = [reference_choice(row, u, **settings) for row, u in zip(logits, uniforms, strict=True)]
     assert chosen == expected
 
@@ -40,8 +40,8 @@ def test_by_hand():
     """Probabilities 0.5, 0.3, 0.2: top_p 0.7 keeps the first two, and 5/8 of the numbers choose the first."""
     logits = torch.tensor([[0.5, 0.3, 0.2]]).log().repeat(4, 1)
     uniforms = torch.tensor([0.0, 0.62, 0.63, 0.999])
-    assert choose_tokens(logits, uniforms, temperature=1.0, top_p=0.7).tolist() == [0, 0, 1, 1]
-    assert choose_tokens(logits, uniforms, temperature=1.0, top_p=1.0).tolist() == [0, 1, 1, 2]
+    assert choose_tokens(logits, uniforms, temperature=1.0, top_p=0.7)[0].tolist() == [0, 0, 1, 1]
+    assert choose_tokens(logits, uniforms, temperature=1.0, top_p=1.0)[0].tolist() == [0, 1, 1, 2]
 
 
 @pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999, 1.0])
@@ -72,22 +72,22 @@ def test_last_ids_of_the_vocabulary_can_be_chosen():
     logits[:, -1] = 5.0
     uniforms = torch.tensor([0.001, 0.5, 1 - 2**-53], dtype=torch.float64)
     for top_p in (0.5, 1.0):
-        assert choose_tokens(logits, uniforms, temperature=1.0, top_p=top_p).tolist() == [4999] * 3
+        assert choose_tokens(logits, uniforms, temperature=1.0, top_p=top_p)[0].tolist() == [4999] * 3
 
 
 def test_impossible_tokens_are_never_chosen():
     logits = torch.tensor([[float("-inf"), 0.0, float("-inf"), 0.0, float("-inf")]]).repeat(3, 1)
     uniforms = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)
     for top_p in (0.9, 1.0):
-        assert choose_tokens(logits, uniforms, temperature=1.0, top_p=top_p).tolist() == [1, 3, 3]
+        assert choose_tokens(logits, uniforms, temperature=1.0, top_p=top_p)[0].tolist() == [1, 3, 3]
 
 
 def test_rows_do_not_influence_each_other():
     generator = torch.Generator().manual_seed(2)
     logits = torch.randn(10, 6000, generator=generator) * torch.linspace(0.01, 5, 10)[:, None]
     uniforms = torch.rand(10, generator=generator, dtype=torch.float64)
-    together = choose_tokens(logits, uniforms, temperature=1.0, top_p=0.9)
-    alone = [choose_tokens(logits[i : i + 1], uniforms[i : i + 1], temperature=1.0, top_p=0.9) for i in range(10)]
+    together, _ = choose_tokens(logits, uniforms, temperature=1.0, top_p=0.9)
+    alone = [choose_tokens(logits[[i]], uniforms[[i]], temperature=1.0, top_p=0.9)[0] for i in range(10)]
     assert together.tolist() == torch.cat(alone).tolist()
 
 

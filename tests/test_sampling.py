@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from conftest import load, make_model
+from conftest import load, make_model, train_tokenizer
 from scipy import stats
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from sae_utils import kv_cache
 from sae_utils.errors import InputError
 from sae_utils.nucleus import choose_tokens
-from sae_utils.sampling import SamplingSettings, sample_tokens
+from sae_utils.sampling import NLL_UNIT, SamplingSettings, sample_tokens
 from sae_utils.seeding import sample_uniforms
 
 
@@ -19,7 +20,7 @@ def slow_sample(source, sample_id, settings) -> list[int]:
         with torch.inference_mode():
             logits = source.model(torch.tensor([ids])).logits[:, -1]
         u = torch.tensor(uniforms[len(ids) - 1 : len(ids)])
-        ids.append(choose_tokens(logits, u, temperature=settings.temperature, top_p=settings.top_p).item())
+        ids.append(choose_tokens(logits, u, temperature=settings.temperature, top_p=settings.top_p)[0].item())
         if ids[-1] in source.eos_ids:
             break
     return ids
@@ -32,8 +33,8 @@ def test_same_as_running_the_whole_prefix_every_step(kind, request, monkeypatch)
     source = load(request.getfixturevalue(kind))
     settings = SamplingSettings(seed=3, temperature=1.3, top_p=0.95, max_length=60)
     fast = sample_tokens(source, range(40), settings)
-    assert [row.tolist() for row in fast[:8]] == [slow_sample(source, i, settings) for i in range(8)]
-    assert len({len(row) for row in fast}) > 1, "the test needs rows that end at different steps"
+    assert [row.ids.tolist() for row in fast[:8]] == [slow_sample(source, i, settings) for i in range(8)]
+    assert len({len(row.ids) for row in fast}) > 1, "the test needs rows that end at different steps"
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
@@ -45,12 +46,12 @@ def test_batch_size_does_not_change_samples(neox, batch_size):
         for first in range(0, 64, batch_size)
         for row in sample_tokens(source, range(first, min(64, first + batch_size)), settings)
     ]
-    assert all(np.array_equal(a, b) for a, b in zip(together, pieces, strict=True))
+    assert all(np.array_equal(a.ids, b.ids) for a, b in zip(together, pieces, strict=True))
 
 
 def test_samples_start_with_bos_and_end_with_eos_or_at_the_limit(llama):
     source = load(llama)
-    rows = sample_tokens(source, range(200), SamplingSettings(max_length=30, top_p=1.0))
+    rows = [s.ids for s in sample_tokens(source, range(200), SamplingSettings(max_length=30, top_p=1.0))]
     assert {row[0] for row in rows} == {source.bos_id}
     assert all(len(row) == 30 or row[-1] in source.eos_ids for row in rows)
     assert all(not np.isin(row[1:-1], source.eos_ids).any() for row in rows)
@@ -60,15 +61,16 @@ def test_samples_start_with_bos_and_end_with_eos_or_at_the_limit(llama):
 def test_progress_counts_the_tokens_that_are_kept(llama):
     seen = []
     rows = sample_tokens(load(llama), range(50), SamplingSettings(max_length=20), on_tokens=seen.append)
-    assert sum(seen) == sum(map(len, rows))
+    assert sum(seen) == sum(len(row.ids) for row in rows)
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 0.9), (0.7, 0.5), (1.5, 1.0)])
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
+@pytest.mark.parametrize("top_p", [0.5, 0.9, 1.0])
 def test_first_two_tokens_follow_the_model(tmp_path, temperature, top_p):
     """A subtle error in the nucleus or the streams would bias every SAE, and nothing would look odd."""
     folder = make_model(tmp_path / "m", "neox", seed=1)
     source = load(folder)
-    rows = sample_tokens(source, range(20_000), SamplingSettings(1, temperature, top_p, max_length=3))
+    rows = [s.ids for s in sample_tokens(source, range(20_000), SamplingSettings(1, temperature, top_p, max_length=3))]
     first = exact_probabilities(source, [source.bos_id], temperature, top_p)
     assert_follows([row[1] for row in rows], first)
     commonest = int(np.argmax(np.where(np.arange(len(first)) == source.bos_id, 0, first)))
@@ -102,6 +104,37 @@ def assert_follows(tokens, probs):
     observed_cells = [*observed[cells], *([observed[n_common:].sum()] if pooled else [])]
     scale = sum(observed_cells) / sum(expected_cells)
     assert stats.chisquare(observed_cells, np.array(expected_cells) * scale).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.4])
+def test_likelihoods_are_the_models_own(llama, temperature):
+    """At temperature 1 and without a nucleus, whatever was sampled with: that is what data sets are compared by."""
+    source = load(llama)
+    for sample in sample_tokens(source, range(5), SamplingSettings(temperature=temperature, top_p=0.7, max_length=20)):
+        ids = torch.from_numpy(sample.ids).long()[None]
+        with torch.inference_mode():
+            log_probs = torch.log_softmax(source.model(ids).logits[0].double(), -1)
+        expected = -log_probs[:-1].gather(1, ids[0, 1:, None]).squeeze(1).numpy()
+        assert sample.nll[0] == 0
+        assert sample.nll[1:] * NLL_UNIT == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma2", "qwen2"])
+def test_other_caches_are_correct_too(tmp_path, kind, caplog):
+    """Sliding windows need transformers' own cache layers: slower, said once, and just as right."""
+    shape = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 4}
+    shape |= {"num_key_value_heads": 2, "intermediate_size": 32, "initializer_range": 0.6, "bos_token_id": 1}
+    window = {} if kind == "qwen2" else {"sliding_window": 8}
+    config = AutoConfig.for_model(kind, **shape, **window, eos_token_id=2, pad_token_id=0)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    train_tokenizer(bos="<s>", eos="</s>", vocab_size=300).save_pretrained(tmp_path / kind)
+    model.save_pretrained(tmp_path / kind)
+    source, settings = load(tmp_path / kind), SamplingSettings(seed=2, max_length=24)
+    with caplog.at_level("WARNING", logger="sae_utils"):
+        fast = sample_tokens(source, range(6), settings)
+    assert [row.ids.tolist() for row in fast] == [slow_sample(source, i, settings) for i in range(6)]
+    assert ("transformers' own path" in caplog.text) == (kind != "qwen2")
 
 
 @pytest.mark.parametrize(

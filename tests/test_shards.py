@@ -5,24 +5,27 @@ from datasets import Dataset
 
 from sae_utils.errors import InputError
 from sae_utils.records import write_json
+from sae_utils.sampling import Sample
 from sae_utils.shards import Goal, GrowingDataset, decode_text
 
 SETTINGS = {"seed": 1, "top_p": 0.9}
 
 
-def samples(*lengths: int) -> list[np.ndarray]:
-    """Token arrays that can be told apart: sample i holds the ids i, i, i, ..."""
-    return [np.full(length, 5 + i, dtype=np.int32) for i, length in enumerate(lengths)]
+def samples(*lengths: int) -> list[Sample]:
+    """Samples that can be told apart: sample i holds the ids 5 + i, 5 + i, ..., each token with likelihood i."""
+    rows = [np.full(length, i, dtype=np.int32) for i, length in enumerate(lengths)]
+    return [Sample(5 + row, row) for row in rows]
 
 
 def finish(growing, goal, source) -> dict:
     """Assemble and publish as a generation run does."""
-    dataset, cut = growing.finish(goal, source.tokenizer, source.bos_id)
+    dataset, cut, nll_sum_units = growing.finish(goal, source.tokenizer, source.bos_id)
     record = {
         "settings": SETTINGS,
         "n_samples": len(dataset),
         "n_tokens": sum(dataset["num_tokens"]),
         "cut_sample": cut,
+        "nll_sum_units": nll_sum_units,
     }
     write_json(growing.work / "dataset" / "generation.json", record)
     growing.publish()
@@ -32,6 +35,7 @@ def finish(growing, goal, source) -> dict:
 def build(folder, goal, source, *pieces):
     """Write pieces as shards, one after the other, and finish."""
     with GrowingDataset(folder, SETTINGS, overwrite=False) as growing:
+        growing.begin()
         first = growing.progress()[0]
         for piece in pieces:
             growing.add(first, piece, source.tokenizer, source.bos_id)
@@ -69,15 +73,28 @@ def test_extending_makes_the_cut_sample_whole_again(tmp_path, neox):
     source, rows = load(neox), samples(4, 5, 6)
     build(tmp_path / "d", Goal(None, 7), source, rows[:2])
     extended = build(tmp_path / "d", Goal(None, 12), source, rows[2:])
-    assert extended["input_ids"][1] == rows[1].tolist()
+    assert extended["input_ids"][1] == rows[1].ids.tolist()
     build(tmp_path / "fresh", Goal(None, 12), source, rows)
     assert arrow_bytes(tmp_path / "d") == arrow_bytes(tmp_path / "fresh")
+
+
+def test_likelihoods_are_summed_over_the_tokens_that_are_in(tmp_path, neox):
+    """The cut sample counts as far as it is in; extended step by step, the sum is the fresh one's."""
+    source, rows = load(neox), samples(4, 5, 6)
+    for budget, expected in ((7, 3), (8, 4), (9, 5), (12, 5 + 3 * 2), (15, 5 + 6 * 2)):
+        with GrowingDataset(tmp_path / "d", SETTINGS, overwrite=False) as growing:
+            growing.begin()
+            first = growing.progress()[0]
+            if new := rows[first : 2 if budget < 10 else 3]:
+                growing.add(first, new, source.tokenizer, source.bos_id)
+            assert finish(growing, Goal(None, budget), source)["nll_sum_units"] == expected
 
 
 def test_a_torn_shard_is_not_counted(tmp_path, neox):
     """SIGKILL while a shard is written leaves a file under another name; it must not count as samples."""
     source = load(neox)
     with GrowingDataset(tmp_path / "d", SETTINGS, overwrite=False) as growing:
+        growing.begin()
         growing.add(0, samples(4), source.tokenizer, source.bos_id)
         (growing.work / "writing_samples_000000001_000000002_5.arrow").write_bytes(b"torn")
         assert growing.progress() == (1, 4)
@@ -86,6 +103,7 @@ def test_a_torn_shard_is_not_counted(tmp_path, neox):
 def test_a_gap_ends_what_counts(tmp_path, neox):
     source = load(neox)
     with GrowingDataset(tmp_path / "d", SETTINGS, overwrite=False) as growing:
+        growing.begin()
         growing.add(0, samples(4), source.tokenizer, source.bos_id)
         growing.add(2, samples(4), source.tokenizer, source.bos_id)
         assert growing.progress() == (1, 4)
@@ -96,6 +114,7 @@ def test_a_kill_between_the_last_two_renames_loses_nothing(tmp_path, neox):
     source = load(neox)
     build(tmp_path / "d", Goal(1), source, samples(4))
     with GrowingDataset(tmp_path / "d", SETTINGS, overwrite=False) as growing:
+        growing.begin()
         growing.add(1, samples(3), source.tokenizer, source.bos_id)
         growing.final.rename(growing.work / "previous")
     with GrowingDataset(tmp_path / "d", SETTINGS, overwrite=False) as growing:
@@ -106,6 +125,7 @@ def test_a_kill_between_the_last_two_renames_loses_nothing(tmp_path, neox):
 def test_other_settings_are_refused_with_both_values(tmp_path, neox):
     source = load(neox)
     with GrowingDataset(tmp_path / "d", SETTINGS, overwrite=False) as growing:
+        growing.begin()
         growing.add(0, samples(4), source.tokenizer, source.bos_id)
     with (
         pytest.raises(InputError, match=r"top_p was 0.9 and is now 0.5.*--overwrite"),

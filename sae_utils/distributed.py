@@ -1,0 +1,65 @@
+"""Several processes started by `torchrun`: who I am, what I compute on, and the few things all must agree on."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+TIMEOUT = timedelta(days=7)
+"""How long processes wait for each other: a round of sampling may take hours, and a dead one is torchrun's to
+notice."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes of this run."""
+
+    rank: int = 0
+    """Number of this process, 0 .. n - 1."""
+
+    n: int = 1
+    """Number of processes."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that prints, assembles and publishes."""
+        return self.rank == 0
+
+    def agree(self, value: Any) -> Any:
+        """The main process's value, on all; waits for all."""
+        if self.n == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def wait(self) -> None:
+        """Go on when all have come here."""
+        if self.n > 1:
+            dist.barrier()
+
+
+def join_workers() -> Workers:
+    """Join the processes that `torchrun` started; without torchrun, this process is alone."""
+    n = int(os.environ.get("WORLD_SIZE", "1"))
+    if n == 1:
+        return Workers()
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=TIMEOUT)
+    return Workers(dist.get_rank(), n)
+
+
+def leave_workers() -> None:
+    """End what `join_workers` began."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The GPU of this process when several share a machine, else the device as given."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return device

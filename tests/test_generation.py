@@ -1,0 +1,157 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import load
+from datasets import Dataset
+from test_cli import ROOT, all_bytes, generate, refused
+
+import generate_datasets
+from sae_utils import generation
+from sae_utils.errors import InputError
+from sae_utils.generation import fingerprint_dataset, sample_within_memory
+from sae_utils.sampling import SamplingSettings, sample_tokens
+from sae_utils.shards import make_rows
+
+
+@pytest.fixture
+def tiny(tmp_path, neox) -> Path:
+    """A model folder `tiny` in the working folder."""
+    Path("tiny").symlink_to(neox)
+    return Path("tiny")
+
+
+def test_same_tokens_for_every_model(tiny, llama):
+    """Two data sets of one budget hold the same number of tokens, to the token."""
+    Path("other").symlink_to(llama)
+    flags = ["--max_length", "40", "--quiet", "--num_tokens", "12345"]
+    generate_datasets.main(["--models", "./tiny", "./other", *flags])
+    for name in ("tiny", "other"):
+        rows = Dataset.load_from_disk(f"datasets/{name}_42_1.0_0.9")
+        assert sum(map(len, rows["input_ids"])) == 12345
+
+
+def torchrun(n: int, *flags: str) -> None:
+    """Run generation with several processes, as a user would; without `--`, torchrun takes `--n` for one of its own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n), "--"]
+    command += [str(ROOT / "generate_datasets.py"), "--models", "./tiny", "--max_length", "40", "--quiet", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("goal", [["--n", "50"], ["--num_tokens", "1500"]])
+def test_two_processes_make_the_data_set_of_one(tiny, goal):
+    """Shards are shared out; what a shard holds does not depend on who made it."""
+    expected = all_bytes(generate(*goal, "--batch_size", "8"))
+    torchrun(2, *goal, "--batch_size", "8", "--output_dir", "two")
+    assert all_bytes(Path("two/tiny_42_1.0_0.9")) == expected
+    assert not list(Path("two").glob("*.unfinished"))
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_finishes_a_data_set(tiny, monkeypatch):
+    """Begun with one process and left after three shards, finished by two."""
+    expected = all_bytes(generate("--n", "60", "--batch_size", "8"))
+    real, calls = generation.sample_tokens, []
+
+    def stop_at_the_fourth(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(generation, "sample_tokens", stop_at_the_fourth)
+    with pytest.raises(SystemExit) as stop:
+        generate("--n", "60", "--batch_size", "8", "--output_dir", "mixed")
+    assert stop.value.code == 130
+    assert len(list(Path("mixed").glob("*.unfinished/samples_*"))) == 3
+    torchrun(2, "--n", "60", "--batch_size", "8", "--output_dir", "mixed")
+    assert all_bytes(Path("mixed/tiny_42_1.0_0.9")) == expected
+
+
+def test_out_of_memory_halves_the_batch_and_changes_nothing(neox, monkeypatch, caplog):
+    source, settings, real = load(neox), SamplingSettings(max_length=16), sample_tokens
+
+    def small_device(source, sample_ids, settings, **kwargs):
+        if len(sample_ids) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(source, sample_ids, settings, **kwargs)
+
+    monkeypatch.setattr(generation, "sample_tokens", small_device)
+    samples, n_together = sample_within_memory(source, range(10), settings, 8, lambda n: None)
+    assert n_together == 2
+    assert [s.ids.tolist() for s in samples] == [s.ids.tolist() for s in real(source, range(10), settings)]
+    assert "out of memory with 8 samples together; going on with 4" in caplog.text
+
+
+def test_a_sample_that_never_fits_is_said(neox, monkeypatch):
+    def no_memory(*args, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+
+    monkeypatch.setattr(generation, "sample_tokens", no_memory)
+    with pytest.raises(InputError, match="not even one sample of --max_length 16 fits on cpu; lower it"):
+        sample_within_memory(load(neox), range(4), SamplingSettings(max_length=16), 4, lambda n: None)
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory(neox, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(generation, "sample_tokens", broken)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        sample_within_memory(load(neox), range(4), SamplingSettings(max_length=16), 4, lambda n: None)
+
+
+def test_finished_data_set_is_found_without_loading_the_model(tiny, monkeypatch, capsys):
+    """Asked again, a script over ten models must say so at once, not load them one by one."""
+    generate("--n", "10")
+    monkeypatch.setattr(generation, "load_causal_lm", lambda *args: pytest.fail("the model was loaded"))
+    generate("--n", "10")
+    assert "is finished (10 samples" in capsys.readouterr().out
+
+
+def test_unfinished_data_set_with_other_settings_is_refused(tiny, capsys):
+    """Both values are shown, and nothing is thrown away."""
+    generate("--n", "10")
+    Path("datasets/tiny_42_1.0_0.9").rename("aside")
+    work = Path("datasets/tiny_42_1.0_0.9.unfinished")
+    work.mkdir()
+    settings = json.loads(Path("aside/generation.json").read_text())["settings"]
+    (work / "settings.json").write_text(json.dumps(settings | {"max_length": 99}))
+    argv = ["--models", "./tiny", "--max_length", "40", "--n", "10", "--quiet"]
+    assert "max_length was 99 and is now 40" in refused(capsys, generate_datasets.main, argv)
+    assert work.exists()
+
+
+def test_dry_run_says_what_it_takes(tiny, capsys):
+    generate("--num_tokens", "1000000", "--dry_run", "--batch_size", "16")
+    out = capsys.readouterr().out
+    assert "1,000,000 tokens of up to 40 tokens" in out
+    assert "16 samples together" in out and "GB on disk" in out
+    assert not Path("datasets").exists()
+
+
+def test_record_and_card_hold_the_statistics(tiny):
+    folder = generate("--n", "300")
+    record = json.loads((folder / "generation.json").read_text())
+    rows, quality = Dataset.load_from_disk(str(folder)), record["quality"]
+    lengths = rows["num_tokens"]
+    assert quality["mean_length_tokens"] == pytest.approx(sum(lengths) / 300)
+    assert quality["distinct_sample_share"] == len({tuple(ids) for ids in rows["input_ids"]}) / 300
+    assert 0 < quality["mean_nll_nats"] < 10
+    assert quality["first_token_outside_share"] == 0
+    card = (folder / "README.md").read_text()
+    assert f"{quality['mean_nll_nats']:.3f} nats per token" in card
+    assert "{" not in card
+
+
+def test_fingerprint_sees_ids_and_where_samples_end(neox):
+    source = load(neox)
+    rows = [[0, 5, 6], [0, 7]], [[0, 5], [6, 0, 7]], [[0, 5, 6], [0, 8]]
+    prints = {fingerprint_dataset(make_rows(range(2), [*map(torch.tensor, r)], source.tokenizer, 0)) for r in rows}
+    assert len(prints) == 3
