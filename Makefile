@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO_MODEL := .cache/SmolLM2-135M-Instruct
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test format clean distclean
+.PHONY: demo test bench bench-gpu format clean distclean
 
 demo: $(VENV)/ready $(DEMO_MODEL)/config.json
 	$(BIN)/python generate_datasets.py --models $(DEMO_MODEL) --num_tokens 50000 --max_length 256 --seed 4 \
@@ -20,6 +20,14 @@ test: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
+
+# Sampling speed side by side with transformers: on this CPU (10 minutes), and on a GPU with random weights.
+bench: $(VENV)/ready $(DEMO_MODEL)/config.json
+	$(BIN)/python benchmarks/generation.py --model $(DEMO_MODEL) --rounds 1
+
+bench-gpu: $(VENV)/ready
+	$(BIN)/python benchmarks/generation.py --config pythia-1.4b --device cuda --rows 512 --tokens 512
+	$(BIN)/python benchmarks/generation.py --config pythia-2.8b --device cuda --rows 256 --tokens 512
 
 format: $(VENV)/ready
 	$(BIN)/ruff format .

@@ -95,7 +95,8 @@ def generate(args: argparse.Namespace) -> None:
             [
                 GenerationJob(model, args.output_dir, settings, goal, args.batch_size, device, dtype, args.overwrite)
                 for model in args.models
-            ]
+            ],
+            workers,
         )
 
         # 2. Say what will be done.  3. For each model: load, sample up to the goal, write, record.

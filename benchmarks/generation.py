@@ -9,16 +9,19 @@ of sampling. Ratios are what counts: machines are noisy, and the rounds of all c
 """
 
 import argparse
+import contextlib
+import gc
 import json
 import platform
-import resource
 import statistics
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, GPTNeoXConfig
 
@@ -50,13 +53,13 @@ def main() -> None:
     if not args.early:  # nobody stops early, so that all do the same work
         source = replace(source, eos_ids=())
     contenders = {
-        "ours": lambda: sum(map(len, sample_tokens(source, range(args.rows), settings))),
+        "ours": lambda: sum(len(sample.ids) for sample in sample_tokens(source, range(args.rows), settings)),
         "bare passes": lambda: run_bare(source, args.rows, args.tokens),
         "generate": lambda: run_generate(source, args, settings),
         "generate_batch": lambda: run_generate_batch(source, args, settings),
     }
     speeds: dict[str, list[float]] = {name: [] for name in args.contenders}
-    peaks: dict[str, float] = {}
+    peaks: dict[str, int] = {}
     run_bare(source, args.rows, 8)  # warm up
     for _ in range(args.rounds):
         for name in args.contenders:
@@ -64,23 +67,41 @@ def main() -> None:
     report(args, source, speeds, peaks)
 
 
-def measure(name: str, run: Callable[[], int], source: LoadedModel, peaks: dict[str, float]) -> float:
-    """Tokens per second of one run; the peak of memory so far goes to `peaks`."""
+def measure(name: str, run: Callable[[], int], source: LoadedModel, peaks: dict[str, int]) -> float:
+    """Tokens per second of one run; the peak of its memory, weights included, goes to `peaks`."""
     is_cuda = source.model.device.type == "cuda"
+    gc.collect()
     if is_cuda:
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()
-    start = time.perf_counter()
-    n_tokens = run()
-    if is_cuda:
-        torch.cuda.synchronize()
-    speed = n_tokens / (time.perf_counter() - start)
-    # On a CPU the peak of a process only grows, so it says something for one contender a run (--contenders NAME).
-    peaks[name] = (
-        torch.cuda.max_memory_allocated() if is_cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
-    print(f"{name}: {speed:,.0f} tok/s", flush=True)
+    with resident_peak() as resident:
+        start = time.perf_counter()
+        n_tokens = run()
+        if is_cuda:
+            torch.cuda.synchronize()
+        speed = n_tokens / (time.perf_counter() - start)
+    peaks[name] = torch.cuda.max_memory_allocated() if is_cuda else max(resident)
+    print(f"{name}: {speed:,.0f} tok/s, {peaks[name] / 1e9:.2f} GB", flush=True)
     return speed
+
+
+@contextlib.contextmanager
+def resident_peak() -> Iterator[list[int]]:
+    """Resident memory of this process, looked at ten times a second."""
+    process, seen, is_over = psutil.Process(), [], threading.Event()
+
+    def look() -> None:
+        while not is_over.wait(0.1):
+            seen.append(process.memory_info().rss)
+
+    seen.append(process.memory_info().rss)
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        is_over.set()
+        thread.join()
 
 
 @torch.inference_mode()
@@ -158,7 +179,7 @@ def report(args: argparse.Namespace, source: LoadedModel, speeds: dict, peaks: d
             "tokens_per_sec": round(median, 1),
             "all_tokens_per_sec": [round(each, 1) for each in speeds[name]],
             "ours_is_times": round(medians["ours"] / median, 2) if "ours" in medians else None,
-            "peak_memory_bytes": int(peaks[name]),
+            "peak_memory_bytes": peaks[name],
         }
         for name, median in medians.items()
     }

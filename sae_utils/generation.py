@@ -123,7 +123,7 @@ class CheckedJob:
         )
 
 
-def check_jobs(jobs: list[GenerationJob]) -> list[CheckedJob]:
+def check_jobs(jobs: list[GenerationJob], workers: Workers) -> list[CheckedJob]:
     """Refuse, before any weights are loaded, what would fail later.
 
     Raises:
@@ -143,7 +143,8 @@ def check_jobs(jobs: list[GenerationJob]) -> list[CheckedJob]:
         folders[job.folder] = job.model
         memory = estimate_memory(config, job.dtype, job.settings.max_length)
         n_rows = job.batch_size or memory.fitting_rows(free_bytes(job.device), job.device)
-        checked.append(CheckedJob(job, memory, n_rows))
+        # One number for all processes: it says which samples are whose.
+        checked.append(CheckedJob(job, memory, workers.agree(n_rows)))
     return checked
 
 

@@ -1,5 +1,6 @@
 """How many samples fit a device together, estimated before anything is loaded."""
 
+import os
 from dataclasses import dataclass
 
 import psutil
@@ -59,7 +60,7 @@ def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can be had on a device now."""
+    """Memory that this process can have on a device now; processes of one machine share its memory evenly."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

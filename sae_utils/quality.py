@@ -1,7 +1,7 @@
 """What a generated data set is like, in numbers: lengths, repetition, likelihood, and how well it follows the model."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,7 +108,7 @@ class _Columns:
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset.with_format("arrow")
 
-    def pieces(self):
+    def pieces(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Flat ids and the lengths of the samples in them, 1,000 samples at a time."""
         for batch in self.dataset.iter(batch_size=1000):
             column = batch.column("input_ids").combine_chunks()
@@ -120,8 +120,9 @@ class _Columns:
 
     def second_tokens(self) -> np.ndarray:
         """Token after BOS, of every sample that has one."""
-        starts = [(flat, np.cumsum(lengths) - lengths, lengths) for flat, lengths in self.pieces()]
-        return np.concatenate([flat[start[lengths > 1] + 1] for flat, start, lengths in starts])
+        return np.concatenate(
+            [flat[(np.cumsum(lengths) - lengths)[lengths > 1] + 1] for flat, lengths in self.pieces()]
+        )
 
     def n_distinct(self) -> int:
         """Number of different samples, by a hash of 8 bytes each."""
