@@ -1,10 +1,10 @@
 """Exact nucleus (top-p) sampling from one uniform number per row, sorting only what it must.
 
-The nucleus of a row is the smallest set of its most probable tokens whose probabilities add up to at least `top_p`;
-among tokens of equal probability at its edge, lower ids come first. A token is then drawn by inverting the cumulative
-distribution over the nucleus in the order of the ids: the number `u` picks the first token at which the running sum
-exceeds `u` times the nucleus' mass. Both rules are fixed, so the same number always picks the same token, however the
-nucleus was found.
+The nucleus of a row is the smallest set of its most probable tokens whose probabilities add up to at least `top_p`.
+Tokens stand in the order of falling probability, equally probable ones in the order of their ids, and a token is drawn
+by inverting the cumulative distribution: the number `u` picks the first token at which the running sum exceeds `u`
+times the nucleus' mass. (With `top_p` 1 all tokens are in, and they stand in the order of their ids: nothing needs to
+be sorted.) These rules are fixed, so the same number always picks the same token, however the nucleus was found.
 
 Source: Holtzman et al. 2020, "The curious case of neural text degeneration", section 3.1; the same set as
 `TopPLogitsWarper` in transformers, up to rounding and the order of ties.
@@ -91,26 +91,38 @@ def _choose_from_probs(probs: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
 
 def _choose_among_top(probs: Tensor, uniforms: Tensor, n_top: int, top_p: float) -> tuple[Tensor, Tensor]:
     """Tokens `(batch,)`, and for which rows the nucleus surely lies within the `n_top` most probable tokens."""
-    values, ids = probs.topk(n_top, dim=-1, sorted=True)  # (batch, n_top)
-    n_short = (values.double().cumsum(dim=-1) < top_p).sum(dim=-1, keepdim=True)  # tokens before the last one
-    edge = values.gather(-1, n_short.clamp(max=n_top - 1))  # probability of the nucleus' last token
+    values, ids = probs.topk(n_top, dim=-1, sorted=True)  # (batch, n_top), equal values in any order
+    cumulative = values.double().cumsum(dim=-1)
+    last = (cumulative < top_p).sum(dim=-1, keepdim=True).clamp(max=n_top - 1)  # place of the nucleus' last token
+    edge = values.gather(-1, last)
     if n_top == probs.shape[-1]:
         is_found = torch.ones(len(probs), dtype=torch.bool, device=probs.device)
     else:  # a token as probable as the edge may have been left out of the top
-        is_found = (n_short.squeeze(-1) < n_top) & (values[:, -1] < edge.squeeze(-1))
-    n_at_edge = n_short + 1 - (values > edge).sum(dim=-1, keepdim=True)
-    ids, order = ids.sort(dim=-1)
-    values = values.gather(-1, order)
-    is_tied = values == edge
-    is_kept = (values > edge) | (is_tied & (is_tied.cumsum(dim=-1) <= n_at_edge))
-    picked = _invert_cdf(values * is_kept, uniforms)
-    return ids.gather(-1, picked[:, None]).squeeze(-1), is_found
+        is_found = ((cumulative[:, -1:] >= top_p) & (values[:, -1:] < edge)).squeeze(-1)
+    goal = _below(uniforms[:, None], cumulative.gather(-1, last))
+    picked = torch.searchsorted(cumulative, goal, right=True)
+    return _by_rank_among_equals(values, ids, picked), is_found
+
+
+def _by_rank_among_equals(values: Tensor, ids: Tensor, picked: Tensor) -> Tensor:
+    """The token `(batch,)` at place `picked` `(batch, 1)` of each row, once equal values stand in the order of their
+    ids.
+    """
+    value = values.gather(-1, picked)
+    first = (values > value).sum(dim=-1, keepdim=True)
+    n_equal = (values == value).sum(dim=-1, keepdim=True)
+    places = first + torch.arange(int(n_equal.max()), device=values.device)  # (batch, most equals)
+    equals = ids.gather(-1, places.clamp(max=values.shape[-1] - 1))
+    equals = equals.masked_fill(places >= first + n_equal, torch.iinfo(ids.dtype).max)
+    return equals.sort(dim=-1).values.gather(-1, picked - first).squeeze(-1)
 
 
 def _invert_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     """First column at which a row's running sum exceeds `uniforms` times its total; never one of weight 0."""
     cumulative = weights.double().cumsum(dim=-1)
-    total = cumulative[:, -1]
-    below_total = torch.nextafter(total, torch.zeros_like(total))
-    goal = torch.minimum(uniforms.double() * total, below_total)
-    return torch.searchsorted(cumulative, goal[:, None], right=True).squeeze(-1)
+    return torch.searchsorted(cumulative, _below(uniforms[:, None], cumulative[:, -1:]), right=True).squeeze(-1)
+
+
+def _below(uniforms: Tensor, total: Tensor) -> Tensor:
+    """`uniforms * total`, kept below `total`, which rounding could otherwise reach."""
+    return torch.minimum(uniforms.double() * total, torch.nextafter(total, torch.zeros_like(total)))

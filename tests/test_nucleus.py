@@ -18,7 +18,6 @@ def reference_choice(logits, uniform, *, temperature, top_p) -> int:
             mass += probs[token]
             if mass >= top_p:
                 break
-        kept = sorted(kept)
     total = 0.0
     for token in kept:
         total += probs[token]
