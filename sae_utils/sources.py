@@ -124,7 +124,7 @@ def _check_fills_one(n_tokens: int, ctx_len: int, source: Source) -> None:
     """Refuse a source that is shorter than one sequence."""
     if n_tokens < ctx_len:
         raise InputError(
-            f"{source.folder} holds {n_tokens:,} tokens, less than one sequence of --ctx_len {ctx_len}; "
+            f"{source.folder} gives {n_tokens:,} training tokens, less than one sequence of --ctx_len {ctx_len}; "
             f"lower --ctx_len, or generate more"
         )
 

@@ -300,7 +300,10 @@ def test_dry_run_of_training_writes_no_checkpoint(tiny, capsys):
         (["--expansion_factor", "2"], "--expansion_factor and --num_latents both set the dictionary size"),
         (["--ctx_len", "4096"], "--ctx_len must fit the context of tiny, 2048 tokens, got 4096"),
         (["--lr", "-1"], "--lr must be > 0, got -1.0"),
-        (["--ctx_len", "1000"], "holds 300 tokens, less than one sequence of --ctx_len 1000"),
+        (
+            ["--ctx_len", "1000"],
+            "training tokens, less than one sequence of --ctx_len 1000; lower --ctx_len, or generate more",
+        ),
         (["--ctx_len", "250"], "nothing is left to train on: the smallest source has 1 sequences"),
         (["--target_models", "tiny", "./tiny"], "--target_models must have different short names"),
     ],
