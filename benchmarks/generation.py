@@ -13,6 +13,7 @@ import contextlib
 import gc
 import json
 import platform
+import shlex
 import statistics
 import sys
 import threading
@@ -188,7 +189,7 @@ def report(args: argparse.Namespace, source: LoadedModel, speeds: dict, peaks: d
     if args.record:
         device = torch.cuda.get_device_name() if source.model.device.type == "cuda" else cpu_name()
         record = {
-            "command": "python " + " ".join([str(Path(sys.argv[0])), *sys.argv[1:]]),
+            "command": "python " + shlex.join(sys.argv),
             "device": device,
             "threads": args.threads,
             "results": rows,
