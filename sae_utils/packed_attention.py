@@ -3,8 +3,7 @@
 Where several query heads share a key-value head (grouped-query attention), PyTorch's CPU kernels either repeat keys
 and values for every query head or take their slowest path. The heads of a group are independent queries over the same
 keys, so they can stand as rows of one query block: `(batch, n_heads, 1, d_head)` becomes
-`(batch, n_kv_heads, group, d_head)`, and nothing is repeated. The result is the same up to rounding;
-`benchmarks/generation.py` measures what it saves.
+`(batch, n_kv_heads, group, d_head)`, and nothing is repeated. The result is the same up to rounding.
 """
 
 import math
@@ -58,8 +57,8 @@ def packed_attention_forward(
 def attend_by_products(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
     """Attention as two batched matrix products with the long cached matrices on the left, softmax in float32.
 
-    For a handful of queries per key head this takes about half the time of PyTorch's fused CPU kernel, which brings
-    keys into another layout first. A product would copy keys and values that fill only a part of their buffers, so it
+    PyTorch's fused CPU kernel brings keys into another layout first, which for a handful of queries per key head costs
+    more than the attention itself. A product would copy keys and values that fill only a part of their buffers, so it
     takes the buffers whole; what lies behind the cached tokens gets no weight.
 
     Args:
