@@ -34,7 +34,7 @@ from sae_utils.progress import token_bar
 from sae_utils.quality import measure_quality
 from sae_utils.records import check_same_settings, git_commit, versions, write_json
 from sae_utils.sampling import Sample, SamplingSettings, sample_tokens
-from sae_utils.shards import Goal, GrowingDataset
+from sae_utils.shards import OTHER_SETTINGS_REMEDY, Goal, GrowingDataset
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,6 @@ DISK_BYTES_PER_TOKEN = 20
 """Id (4), likelihood (4) and text (about 4) of a token in shards, and id and text again in the finished data set."""
 
 GB, MB = 1e9, 1e6
-
-OTHER_SETTINGS_REMEDY = "give --overwrite to throw it away, or another --output_dir"
 
 TAIL_MARGIN = 1.05
 """Samples begun for the last tokens, as a multiple of what the mean length suggests: one more round costs far more."""

@@ -37,6 +37,8 @@ FEATURES = Features(
 )
 """Columns of every generated data set; `input_ids` are the sampled ids, BOS first, `num_tokens` their number."""
 
+OTHER_SETTINGS_REMEDY = "give --overwrite to throw it away, or another --output_dir"
+
 _SHARD_FEATURES = Features({**FEATURES, "nll": List(Value("int32"))})
 """Shards also keep each token's negative log-likelihood (`sampling.Sample`), for the statistics of the whole."""
 
@@ -131,7 +133,7 @@ class GrowingDataset:
             remove_folder(self.work)
             remove_folder(self.final)
         self._finish_interrupted_move()
-        remedy = "give --overwrite to throw it away, or another --output_dir"
+        remedy = OTHER_SETTINGS_REMEDY
         if self.record is not None:
             check_same_settings(self.record["settings"], self.settings, where=self.final, remedy=remedy)
         if (self.work / "settings.json").exists():

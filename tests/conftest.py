@@ -163,3 +163,10 @@ def llama(tmp_path_factory) -> Path:
 def gpt2(tmp_path_factory) -> Path:
     """A GPT-2-shaped model of 2 layers whose tokenizer has no BOS."""
     return make_model(tmp_path_factory.mktemp("models") / "tiny-gpt2", "gpt2")
+
+
+@pytest.fixture
+def tiny(tmp_path, neox) -> Path:
+    """A model folder `tiny` in the working folder."""
+    Path("tiny").symlink_to(neox)
+    return Path("tiny")

@@ -45,13 +45,6 @@ def refused(capsys, main, argv) -> str:
     return error
 
 
-@pytest.fixture
-def tiny(tmp_path, neox) -> Path:
-    """A model folder `tiny` in the working folder."""
-    Path("tiny").symlink_to(neox)
-    return Path("tiny")
-
-
 def all_bytes(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 

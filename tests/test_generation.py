@@ -18,13 +18,6 @@ from sae_utils.sampling import SamplingSettings, sample_tokens
 from sae_utils.shards import make_rows
 
 
-@pytest.fixture
-def tiny(tmp_path, neox) -> Path:
-    """A model folder `tiny` in the working folder."""
-    Path("tiny").symlink_to(neox)
-    return Path("tiny")
-
-
 def test_same_tokens_for_every_model(tiny, llama):
     """Two data sets of one budget hold the same number of tokens, to the token."""
     Path("other").symlink_to(llama)
