@@ -17,7 +17,7 @@ from sae_utils.data_card import write_data_card
 from sae_utils.devices import dtype_name
 from sae_utils.distributed import Workers
 from sae_utils.errors import InputError
-from sae_utils.memory import MemoryEstimate, estimate_memory, free_bytes
+from sae_utils.memory import MemoryEstimate, estimate_memory, free_bytes, is_out_of_memory
 from sae_utils.models import (
     LoadedModel,
     check_fits_context,
@@ -29,6 +29,7 @@ from sae_utils.models import (
     load_tokenizer,
     resolve_reference,
 )
+from sae_utils.packed_linear import pack_linears_
 from sae_utils.paths import DatasetKey, short_name
 from sae_utils.progress import token_bar
 from sae_utils.quality import measure_quality
@@ -162,6 +163,7 @@ def run_job(checked: CheckedJob, workers: Workers, *, quiet: bool = False) -> st
         return outcome
     source = load_causal_lm(job.reference, job.device, job.dtype)
     growing = GrowingDataset(job.folder, _identity(job, source), overwrite=job.overwrite)
+    pack_linears_(source.model)  # from here on it only samples
     with growing if workers.is_main else contextlib.nullcontext():
         sample_until_goal(growing, source, checked, workers, quiet=quiet)
         if not workers.is_main:
@@ -248,7 +250,7 @@ def sample_within_memory(
         try:
             samples += sample_tokens(source, batch, settings, on_tokens=on_tokens)
         except RuntimeError as err:
-            if not _is_out_of_memory(err):
+            if not is_out_of_memory(err):
                 raise
             if len(batch) == 1:
                 raise InputError(
@@ -259,11 +261,6 @@ def sample_within_memory(
             if source.model.device.type == "cuda":
                 torch.cuda.empty_cache()
     return samples, n_together
-
-
-def _is_out_of_memory(err: RuntimeError) -> bool:
-    """Whether a device's allocator gave up; the CPU's has no exception of its own."""
-    return isinstance(err, torch.OutOfMemoryError) or "not enough memory" in str(err) or "allocate memory" in str(err)
 
 
 def fingerprint_dataset(dataset: Dataset) -> str:

@@ -59,6 +59,11 @@ def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
     return 2 * config.num_hidden_layers * n_kv_heads * d_head * dtype.itemsize
 
 
+def is_out_of_memory(err: RuntimeError) -> bool:
+    """Whether a device's allocator gave up; the CPU's has no exception of its own."""
+    return isinstance(err, torch.OutOfMemoryError) or "not enough memory" in str(err) or "allocate memory" in str(err)
+
+
 def free_bytes(device: torch.device) -> int:
     """Memory that this process can have on a device now; processes of one machine share its memory evenly."""
     if device.type == "cuda":
