@@ -35,13 +35,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     models.add_argument(
         "--source_models",
-        nargs="+",
+        nargs="*",
         default=["pythia-1.4b"],
         metavar="MODEL",
-        help="models whose generated data sets are trained on",
+        help="models whose generated data sets are trained on; none at all if nothing follows",
     )
     data = parser.add_argument_group("data")
     data.add_argument("--datasets_dir", type=Path, default=Path("datasets"), help="folder of the generated data sets")
+    data.add_argument(
+        "--text_datasets",
+        nargs="+",
+        default=[],
+        metavar="TEXTS",
+        help="control corpora as further sources: .txt (one text a line), .jsonl, .parquet, a folder made by "
+        "save_to_disk, or a hub id (ID:CONFIGURATION where it has several); texts in the column `text`",
+    )
     data.add_argument("--dataset_seed", type=int, default=4, help="seed that the data sets were generated with")
     data.add_argument("--dataset_temperature", type=float, default=1.0, help="temperature they were generated with")
     data.add_argument("--dataset_top_p", type=float, default=0.9, help="nucleus mass they were generated with")
@@ -73,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--num_latents", type=int, default=None, help="latents per SAE; not given, 40,960 unless a factor is set"
     )
     training = parser.add_argument_group("training")
-    training.add_argument("--batch_size", type=int, default=2, help="sequences per step")
+    training.add_argument("--batch_size", type=int, default=2, help="sequences per step, of all processes together")
     training.add_argument(
         "--lr", type=float, default=None, help="learning rate; not given, sparsify's for the optimizer and size"
     )
@@ -83,6 +91,11 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_argument("--grad_acc_steps", type=int, default=1, help="batches per optimizer step")
     training.add_argument(
         "--micro_acc_steps", type=int, default=1, help="parts a batch is cut into for the SAEs, to save memory"
+    )
+    training.add_argument(
+        "--distribute_modules",
+        action="store_true",
+        help="with torchrun: each process trains some of the layers, instead of all layers on a part of each batch",
     )
     training.add_argument("--save_every", type=int, default=1000, help="steps between resumable checkpoints")
     output = parser.add_argument_group("output")
@@ -134,24 +147,28 @@ def train(args: argparse.Namespace) -> None:
     from sae_utils.dependencies import check_sparsify
 
     check_sparsify()
+    from sae_utils.devices import choose_device
+    from sae_utils.distributed import join_workers, leave_workers
     from sae_utils.grid import describe_grid, plan_grid
     from sae_utils.progress import script_output
     from sae_utils.report import collect_records, results_table
     from sae_utils.training import train_cells
 
-    with script_output(quiet=args.quiet):
+    workers = join_workers(on_gpus=choose_device(args.device).type == "cuda")
+    with script_output(quiet=args.quiet or not workers.is_main):
         # 1. Find models and data sets, pack the tokens, and give every cell of the grid the same budget.
-        cells = plan_grid(args)
-        print(describe_grid(cells))
-        if args.dry_run:
-            return
+        cells = plan_grid(args, workers)
+        if workers.is_main:
+            print(describe_grid(cells), flush=True)
+        if not args.dry_run:
+            # 2. Train each cell: layers and seeds in one pass of the target model.  3. Measure on held-out tokens.
+            records = train_cells(cells)
 
-        # 2. Train each cell: all layers and seeds in one pass of the target model.  3. Measure on held-out tokens.
-        records = train_cells(cells)
-
-        # 4. Show and keep the results.
-        print(results_table(records))
-        print(f"written to {collect_records(args.results_dir, records)}")
+            # 4. Show and keep the results.
+            if workers.is_main:
+                print(results_table(records))
+                print(f"written to {collect_records(args.results_dir, records)}")
+    leave_workers()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@
     seeding         one stream of uniform numbers per sample
     nucleus         exact top-p choice from one uniform number
     packed_attention    one new token over the cached ones, grouped heads packed
+    packed_linear   weights in the layout that a CPU multiplies fastest
     kv_cache        key-value cache that grows in blocks
     memory          how many samples fit a device
     distributed     several processes started by torchrun
@@ -19,10 +20,12 @@
     data_card       README.md of a generated data set
     generation      one generated data set from start to end
     expansion       how many latents an SAE gets
-    plan            equal token budgets, memory and disk
+    plan            equal token budgets
     packing         token ids packed into training sequences
     sparse_coders   sparsify, imported quietly
+    corpora         text corpora, read and tokenized
     sources         source data sets, found and packed
+    passes          which SAEs are trained together, by memory
     cells           one cell of the target x source grid and its settings
     grid            from flags to cells
     trainer         sparsify's trainer with exact resumption

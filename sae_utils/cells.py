@@ -1,5 +1,6 @@
 """One cell of the target x source grid: what is trained on what, and everything that decides its weights."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from sae_utils.devices import dtype_name
+from sae_utils.distributed import Workers
 from sae_utils.errors import InputError
 from sae_utils.packing import Chunks
+from sae_utils.passes import Pass, PassMemory, plan_passes
 from sae_utils.paths import UNFINISHED_SUFFIX, cell_name, seed_dir, short_name
 from sae_utils.plan import Budget
 from sae_utils.sources import Source
@@ -76,6 +79,9 @@ class Target:
     n_latents: int
     """Latents of each SAE."""
 
+    memory: PassMemory
+    """What training takes."""
+
     @property
     def name(self) -> str:
         """Short name."""
@@ -104,8 +110,17 @@ class Run:
     device: torch.device
     """Where to compute."""
 
+    free_bytes: int
+    """Memory that the device had left when the run was planned."""
+
     dtype: torch.dtype
     """Number format of the target model; SAEs are float32."""
+
+    workers: Workers
+    """The processes that train together."""
+
+    distribute_modules: bool
+    """Whether each process trains some of the layers, instead of all on a part of each batch."""
 
     overwrite: bool
     """Throw away what stands there."""
@@ -147,11 +162,18 @@ class Cell:
         """Folder of the finished SAEs of a seed."""
         return seed_dir(self.run.checkpoint_dir, self.target.name, self.source.name, seed)
 
+    def plan_passes(self, seeds: Sequence[int]) -> list[Pass]:
+        """How the SAEs of these seeds are trained, given the memory there is."""
+        run = self.run
+        n_together = run.workers.n if run.distribute_modules else 1
+        n_fit = self.target.memory.fitting(run.free_bytes)
+        return plan_passes(run.settings.layers, seeds, n_fit, n_layers_together=n_together)
+
     def identity(self) -> dict[str, Any]:
         """Everything, beside the seed, that decides the weights; compared before anything is continued."""
         return {
             "target": self.target.name,
-            "source": self.source.folder.name,
+            "source": self.source.label,
             "source_fingerprint": self.source.fingerprint,
             **asdict(self.run.settings),
             "layers": list(self.run.settings.layers),

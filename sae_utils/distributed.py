@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 TIMEOUT = timedelta(days=7)
 """How long processes wait for each other: a round of sampling may take hours, and a dead one is torchrun's to
@@ -36,19 +37,39 @@ class Workers:
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, in the order of their numbers, on all; waits for all."""
+        if self.n == 1:
+            return [value]
+        values = [None] * self.n
+        dist.all_gather_object(values, value)
+        return values
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, in place; waits for all."""
+        if self.n > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
     def wait(self) -> None:
         """Go on when all have come here."""
         if self.n > 1:
             dist.barrier()
 
 
-def join_workers() -> Workers:
-    """Join the processes that `torchrun` started; without torchrun, this process is alone."""
+def join_workers(*, on_gpus: bool = False) -> Workers:
+    """Join the processes that `torchrun` started; without torchrun, this process is alone.
+
+    Args:
+        on_gpus: Whether tensors on GPUs will be exchanged, too.
+    """
     n = int(os.environ.get("WORLD_SIZE", "1"))
     if n == 1:
         return Workers()
+    if on_gpus:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=TIMEOUT)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=TIMEOUT)
     return Workers(dist.get_rank(), n)
 
 

@@ -3,21 +3,35 @@
 import argparse
 from collections.abc import Sequence
 
+import torch
+
 from sae_utils.cells import Cell, Run, Target, TrainingSettings
+from sae_utils.corpora import corpus_name
 from sae_utils.devices import choose_device, choose_dtype, dtype_name
+from sae_utils.distributed import Workers, own_device
 from sae_utils.errors import InputError
 from sae_utils.expansion import choose_n_latents
-from sae_utils.models import check_fits_context, check_layers, full_name, load_config, load_tokenizer, resolve_reference
+from sae_utils.memory import free_bytes
+from sae_utils.models import (
+    check_fits_context,
+    check_layers,
+    full_name,
+    load_config,
+    load_tokenizer,
+    resolve_reference,
+    trunk_bytes,
+)
+from sae_utils.passes import estimate_pass_memory, sae_bytes
 from sae_utils.paths import DatasetKey, short_name
-from sae_utils.plan import equal_budget, sae_bytes, training_bytes
-from sae_utils.sources import Source, find_source, pack_source
+from sae_utils.plan import equal_budget
+from sae_utils.sources import Source, find_corpus, find_source, pack_source
 from sae_utils.tracking import choose_wandb_mode
 
 GB = 1e9
 
 
-def plan_grid(args: argparse.Namespace) -> list[Cell]:
-    """Every cell of the grid, targets outside, sources inside.
+def plan_grid(args: argparse.Namespace, workers: Workers) -> list[Cell]:
+    """Every cell of the grid, targets outside, sources inside; the same in all processes.
 
     Raises:
         InputError: If a setting, a model or a data set has to be changed.
@@ -34,15 +48,20 @@ def plan_grid(args: argparse.Namespace) -> list[Cell]:
         shuffle_seed=args.shuffle_seed,
     )
     _check_run_flags(args)
-    device = choose_device(args.device)
+    _check_workers(args, workers)
+    device = own_device(choose_device(args.device))
     dtype = choose_dtype(args.dtype, device)
+    if not workers.is_main:
+        workers.wait()  # the main process packs, the others find it packed
     sources = find_sources(args)
-    targets = find_targets(args, settings)
+    targets = find_targets(args, settings, dtype)
     chunks = {
         (target.name, source.name): pack_source(source, target.tokenizer, settings.ctx_len, args.datasets_dir)
         for target in targets
         for source in sources
     }
+    if workers.is_main:
+        workers.wait()
     budget = equal_budget(
         [len(each) for each in chunks.values()],
         ctx_len=settings.ctx_len,
@@ -57,15 +76,22 @@ def plan_grid(args: argparse.Namespace) -> list[Cell]:
         save_every=args.save_every,
         checkpoint_dir=args.checkpoint_dir,
         device=device,
+        free_bytes=workers.agree(free_bytes(device)),
         dtype=dtype,
+        workers=workers,
+        distribute_modules=args.distribute_modules,
         overwrite=args.overwrite,
-        wandb={"mode": choose_wandb_mode(args.wandb_mode), "project": args.project_name, "entity": args.entity},
+        wandb={
+            "mode": workers.agree(choose_wandb_mode(args.wandb_mode)),
+            "project": args.project_name,
+            "entity": args.entity,
+        },
         quiet=args.quiet,
     )
     return [Cell(target, source, chunks[target.name, source.name], run) for target in targets for source in sources]
 
 
-def find_targets(args: argparse.Namespace, settings: TrainingSettings) -> list[Target]:
+def find_targets(args: argparse.Namespace, settings: TrainingSettings, dtype: torch.dtype) -> list[Target]:
     """The target models, checked against the settings; their weights are not loaded.
 
     Raises:
@@ -86,28 +112,38 @@ def find_targets(args: argparse.Namespace, settings: TrainingSettings) -> list[T
                 f"--k must be <= the number of latents, got k={settings.k} with {n_latents} latents for {reference} "
                 f"(d_model {d_model}); lower --k or raise --expansion_factor or --num_latents"
             )
-        targets.append(Target(reference, load_tokenizer(reference), d_model, n_latents))
+        memory = estimate_pass_memory(
+            model_bytes=trunk_bytes(config, dtype, max(settings.layers)),
+            d_model=d_model,
+            n_latents=n_latents,
+            optimizer=settings.optimizer,
+            tokens_per_micro_batch=settings.batch_size * settings.ctx_len // settings.micro_acc_steps,
+        )
+        targets.append(Target(reference, load_tokenizer(reference), d_model, n_latents, memory))
     _check_distinct([target.name for target in targets], "--target_models")
     return targets
 
 
 def find_sources(args: argparse.Namespace) -> list[Source]:
-    """The generated data sets of the source models.
+    """The generated data sets of the source models, and the text corpora.
 
     Raises:
-        InputError: If one is missing or named twice.
+        InputError: If there is none, or one is missing or named twice.
     """
-    names = [short_name(name) for name in args.source_models]
-    _check_distinct(names, "--source_models")
+    names = [short_name(name) for name in args.source_models] + [corpus_name(each) for each in args.text_datasets]
+    _check_distinct(names, "--source_models and --text_datasets")
+    if not names:
+        raise InputError("nothing to train on: --source_models is empty and no --text_datasets are given")
     chosen = args.dataset_seed, args.dataset_temperature, args.dataset_top_p
-    return [
+    generated = [
         find_source(args.datasets_dir, DatasetKey(short_name(model), *chosen), full_name(model, org_name=args.org_name))
         for model in args.source_models
     ]
+    return generated + [find_corpus(args.datasets_dir, each) for each in args.text_datasets]
 
 
 def describe_grid(cells: Sequence[Cell]) -> str:
-    """The plan in a few lines: cells, tokens, steps, latents, memory for the SAEs, disk."""
+    """The plan in a few lines: cells, tokens, steps, latents, passes, memory, disk."""
     run = cells[0].run
     settings, budget = run.settings, run.budget
     n_saes = len(settings.layers) * run.n_seeds
@@ -119,11 +155,15 @@ def describe_grid(cells: Sequence[Cell]) -> str:
     ]
     for cell in cells:
         target = cell.target
-        memory = training_bytes(target.d_model, target.n_latents, n_saes, settings.optimizer) / GB
-        disk = sae_bytes(target.d_model, target.n_latents) * n_saes / GB
+        passes = cell.plan_passes(range(run.n_seeds))
+        n_together = max(len(each.layers) * len(each.seeds) for each in passes)
+        n_processes = run.workers.n if run.distribute_modules else 1
+        memory = target.memory.of(-(-n_together // n_processes))
         lines.append(
-            f"  {cell.name}: layers {' '.join(map(str, settings.layers))}, {target.n_latents:,} latents, "
-            f"k {settings.k}, SAEs take {memory:.2f} GB in training, {disk:.2f} GB on disk"
+            f"  {cell.name}: {target.n_latents:,} latents, k {settings.k}, {len(passes)} "
+            f"pass{'es' if len(passes) > 1 else ''} ({'; '.join(map(str, passes))}), about {memory / GB:.2f} GB of "
+            f"{run.free_bytes / GB:.2f} GB free, {sae_bytes(target.d_model, target.n_latents) * n_saes / GB:.2f} GB on "
+            f"disk"
         )
     return "\n".join(lines)
 
@@ -134,6 +174,20 @@ def _check_run_flags(args: argparse.Namespace) -> None:
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise InputError(f"--{flag} must be at least 1, got {value}")
+
+
+def _check_workers(args: argparse.Namespace, workers: Workers) -> None:
+    """Refuse what cannot be shared out evenly."""
+    if args.batch_size % workers.n:
+        raise InputError(
+            f"--batch_size counts the sequences of all processes and must be a multiple of their number, got "
+            f"{args.batch_size} for {workers.n} processes"
+        )
+    if args.distribute_modules and (workers.n == 1 or len(args.layers) % workers.n):
+        raise InputError(
+            f"--distribute_modules needs several processes, started by torchrun, and a number of --layers that is a "
+            f"multiple of theirs, got {len(args.layers)} layers for {workers.n} process{'es' if workers.n > 1 else ''}"
+        )
 
 
 def _check_distinct(names: Sequence[str], flag: str) -> None:

@@ -1,7 +1,10 @@
 """Finding, loading, cutting and identifying language models and their tokenizers."""
 
+import contextlib
+import copy
 import hashlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -201,6 +204,30 @@ def cut_after_(model: PreTrainedModel, last_layer: int) -> None:
     model.config.num_hidden_layers = len(layers)
     if getattr(model.config, "layer_types", None) is not None:
         model.config.layer_types = model.config.layer_types[: len(layers)]
+
+
+@contextlib.contextmanager
+def cut_for_now(model: PreTrainedModel, last_layer: int) -> Iterator[None]:
+    """`cut_after_` for as long as a `with` block lasts."""
+    _, layers = find_layers(model)
+    dropped, config = list(layers)[last_layer + 1 :], model.config
+    n_layers, layer_types = config.num_hidden_layers, getattr(config, "layer_types", None)
+    cut_after_(model, last_layer)
+    try:
+        yield
+    finally:
+        layers.extend(dropped)
+        config.num_hidden_layers = n_layers
+        if layer_types is not None:
+            config.layer_types = layer_types
+
+
+def trunk_bytes(config: PretrainedConfig, dtype: torch.dtype, last_layer: int) -> int:
+    """Memory of a model's weights without its head and without the layers after `last_layer`; nothing is loaded."""
+    with torch.device("meta"):
+        model = AutoModel.from_config(copy.deepcopy(config))
+    cut_after_(model, last_layer)
+    return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
 
 
 def check_layers(layers: list[int], config: PretrainedConfig, reference: str) -> None:

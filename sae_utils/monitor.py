@@ -3,7 +3,10 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from sae_utils.cells import Cell
 from sae_utils.progress import token_bar
@@ -20,25 +23,21 @@ SUMMARY_NAMES = ("fvu", "fvu_without_first_position", "dead_share", "l0")
 
 
 class TrainingMonitor:
-    """Takes in a cell's losses step by step. Use as a context manager around training and evaluation."""
+    """Takes in a cell's losses step by step, pass after pass. Use as a context manager around all of them."""
 
-    def __init__(self, cell: Cell, seeds: Sequence[int], labels: Mapping[str, str], *, from_tokens: int) -> None:
+    def __init__(self, cell: Cell, seeds: Sequence[int]) -> None:
         """Prepare for a cell.
 
         Args:
             cell: What is trained.
-            seeds: Seeds trained together.
-            labels: What to call each of the trainer's SAEs.
-            from_tokens: Tokens that an interrupted run was already trained on.
+            seeds: Its seeds.
         """
         self.cell = cell
         self.seeds = list(seeds)
-        self.labels = labels
-        self.from_tokens = from_tokens
-        self.last_status_sec = time.monotonic()
+        self.bar: tqdm | None = None
 
     def __enter__(self) -> "TrainingMonitor":
-        """Start the bar and the W&B run."""
+        """Start the W&B run."""
         cell, run = self.cell, self.cell.run
         self.tracker = Tracker(
             folder=cell.work_dir,
@@ -49,16 +48,36 @@ class TrainingMonitor:
             config={
                 **cell.identity(),
                 "seeds": self.seeds,
-                "source_folder": str(cell.source.folder),
+                "source_reference": cell.source.reference,
                 "versions": versions(),
             },
-            from_tokens=self.from_tokens,
         )
-        self.bar = token_bar(cell.name, total=run.budget.n_train_tokens, initial=self.from_tokens, quiet=run.quiet)
         return self
 
+    def begin_pass(self, name: str, folder: Path, labels: Mapping[str, str], *, from_tokens: int) -> None:
+        """Start the bar and the file of a pass.
+
+        Args:
+            name: What is shown before the bar.
+            folder: Where the pass' `metrics.jsonl` grows.
+            labels: What to call each of the trainer's SAEs.
+            from_tokens: Tokens that an interrupted run was already trained on.
+        """
+        run = self.cell.run
+        self.labels = labels
+        self.last_status_sec = time.monotonic()
+        self.tracker.write_to(folder, from_tokens)
+        self.end_pass()
+        self.bar = token_bar(name, total=run.budget.n_train_tokens, initial=from_tokens, quiet=run.quiet)
+
+    def end_pass(self) -> None:
+        """Close the bar of a pass."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
     def __exit__(self, kind: type | None, *exception: object) -> None:
-        self.bar.close()
+        self.end_pass()
         self.tracker.close(exit_code=0 if kind is None else 1)
 
     def report(self, n_tokens: int, report: Mapping[str, Mapping[str, float]]) -> None:

@@ -40,6 +40,21 @@ class Chunks(TorchDataset):
         """These of the sequences, in this order."""
         return Chunks(self.tokens, self.order[np.asarray(indices, dtype=np.int64)])
 
+    def share(self, rank: int, n_ranks: int, batch_size: int) -> "Chunks":
+        """What one of several processes reads of batches that they read together.
+
+        Batch `i` of all is the processes' `i`-th parts in the order of their ranks; sequences after the last whole
+        batch are left out, so that all have equally many.
+
+        Args:
+            rank: Number of the process.
+            n_ranks: Number of processes; divides `batch_size`.
+            batch_size: Sequences of a batch, all processes together.
+        """
+        assert batch_size % n_ranks == 0, f"{batch_size} sequences for {n_ranks} processes"
+        batches = self.order[: len(self) // batch_size * batch_size].reshape(-1, n_ranks, batch_size // n_ranks)
+        return Chunks(self.tokens, batches[:, rank].reshape(-1))
+
     @property
     def ctx_len(self) -> int:
         """Tokens per sequence."""

@@ -11,9 +11,6 @@ EVAL_SHARE = 0.05
 MAX_AUTOMATIC_EVAL_TOKENS = 131_072
 """Most tokens held out when --eval_tokens is not given."""
 
-OPTIMIZER_COPIES = {"signum": 1, "adam": 2, "muon": 1}
-"""Tensors as large as the weights that an optimizer of sparsify keeps."""
-
 
 @dataclass(frozen=True)
 class Budget:
@@ -81,13 +78,3 @@ def equal_budget(
             f"more, or lower --ctx_len, --eval_tokens, --batch_size or --grad_acc_steps"
         )
     return Budget(n_train, n_eval, ctx_len)
-
-
-def sae_bytes(d_model: int, n_latents: int) -> int:
-    """Size on disk of one SAE in float32: encoder and decoder, and a bias of each."""
-    return 4 * (2 * d_model * n_latents + n_latents + d_model)
-
-
-def training_bytes(d_model: int, n_latents: int, n_saes: int, optimizer: str) -> int:
-    """Memory for the weights, gradients and optimizer state of SAEs trained together; activations come on top."""
-    return sae_bytes(d_model, n_latents) * n_saes * (2 + OPTIMIZER_COPIES[optimizer])

@@ -1,4 +1,4 @@
-"""Source data sets for training: found on disk, checked, and turned into packed sequences for a target model."""
+"""Sources of training: data sets found on disk, checked, and turned into packed sequences for a target model."""
 
 import logging
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from sae_utils.corpora import TEXT_COLUMN, corpus_name, fingerprint_texts, load_texts, tokenize_texts
 from sae_utils.errors import InputError, MissingInputError
 from sae_utils.models import fingerprint_tokenizer
 from sae_utils.packing import Chunks, open_chunks, pack_tokens, sampled_ids
 from sae_utils.paths import DatasetKey, find_datasets
 from sae_utils.records import read_json
-from sae_utils.sparse_coders import chunk_and_tokenize
 
 logger = logging.getLogger(__name__)
 
@@ -22,28 +22,38 @@ PACKED_FOLDER = ".packed"
 
 @dataclass(frozen=True)
 class Source:
-    """A finished generated data set to train on."""
+    """A data set to train on."""
 
     name: str
-    """Short name of the model that wrote it."""
+    """What files and tables call it: the short name of the model that wrote it, or the corpus' name."""
 
-    folder: Path
-    """Where it stands."""
+    reference: str
+    """Folder of a generated data set; file, folder or hub id of a corpus."""
 
     n_samples: int
-    """Samples in it."""
+    """Texts in it."""
 
-    n_tokens: int
-    """Tokens in it, as sampled."""
+    n_tokens: int | None
+    """Tokens in it, as sampled; None for a corpus, which has none of its own."""
 
     fingerprint: str
-    """Hash of its token ids."""
+    """Hash of its token ids, or of a corpus' texts."""
 
-    tokenizer_fingerprint: str
-    """Hash of the vocabulary its ids belong to."""
+    tokenizer_fingerprint: str | None = None
+    """Hash of the vocabulary its ids belong to; None for a corpus."""
 
-    bos_id: int
-    """Token that starts every sample."""
+    bos_id: int | None = None
+    """Token that starts every sample; None for a corpus."""
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether it was sampled from a model and so has ids of its own."""
+        return self.tokenizer_fingerprint is not None
+
+    @property
+    def label(self) -> str:
+        """Name of its folder, file or hub id, with what tells it from others of the same name."""
+        return Path(self.reference).name
 
 
 def find_source(datasets_dir: Path, key: DatasetKey, model: str) -> Source:
@@ -65,7 +75,7 @@ def find_source(datasets_dir: Path, key: DatasetKey, model: str) -> Source:
     record = read_json(record_path)
     return Source(
         name=key.model,
-        folder=folder,
+        reference=str(folder),
         n_samples=record["n_samples"],
         n_tokens=record["n_tokens"],
         fingerprint=record["fingerprint"],
@@ -74,57 +84,56 @@ def find_source(datasets_dir: Path, key: DatasetKey, model: str) -> Source:
     )
 
 
+def find_corpus(datasets_dir: Path, reference: str) -> Source:
+    """A text corpus as a source.
+
+    Raises:
+        MissingInputError: If it is not there.
+        InputError: If it cannot be read or has no texts.
+    """
+    rows = load_texts(reference, datasets_dir / PACKED_FOLDER / "texts")
+    if len(rows) == 0:
+        raise InputError(f"--text_datasets {reference} has no text in it")
+    return Source(corpus_name(reference), reference, len(rows), None, fingerprint_texts(rows))
+
+
 def pack_source(source: Source, tokenizer: PreTrainedTokenizerBase, ctx_len: int, datasets_dir: Path) -> Chunks:
     """Sequences of `ctx_len` tokens of a source in a target's own ids, packed on first use and mapped from then on.
 
     The sampled ids are used as they are when both tokenizers give ids the same meaning (compared by content). Otherwise
-    the texts are tokenized again with the target's tokenizer, which is logged.
+    the texts are tokenized with the target's tokenizer, which is logged.
 
     Raises:
         InputError: If the source does not fill one sequence.
     """
     target = fingerprint_tokenizer(tokenizer)
-    path = datasets_dir / PACKED_FOLDER / f"{source.folder.name}_{source.fingerprint}_{target}_{ctx_len}.npy"
+    path = datasets_dir / PACKED_FOLDER / f"{source.name}_{source.fingerprint}_{target}_{ctx_len}.npy"
     if path.exists():
         return open_chunks(path)
-    rows = Dataset.load_from_disk(str(source.folder))
-    if target == source.tokenizer_fingerprint:
+    if source.tokenizer_fingerprint == target:
+        rows = Dataset.load_from_disk(source.reference)
         eos_id = tokenizer.eos_token_id
         n_tokens = sum(map(len, sampled_ids(rows, bos_id=source.bos_id, eos_id=eos_id)))
         _check_fills_one(n_tokens, ctx_len, source)
         return pack_tokens(sampled_ids(rows, bos_id=source.bos_id, eos_id=eos_id), ctx_len, n_tokens // ctx_len, path)
-    logger.warning(
-        "%s: its tokenizer is not the target's, so its texts are tokenized again; token counts are the target's",
-        source.name,
-    )
-    _check_fills_one(source.n_tokens, ctx_len, source)
-    retokenized = retokenize(rows, tokenizer, ctx_len).with_format("numpy")
-    return pack_tokens((row["input_ids"] for row in retokenized), ctx_len, len(retokenized), path)
-
-
-def retokenize(rows: Dataset, tokenizer: PreTrainedTokenizerBase, ctx_len: int) -> Dataset:
-    """Texts in a target's ids, in sequences of `ctx_len`, samples separated by the target's EOS.
-
-    Source: `chunk_and_tokenize` in EleutherAI/sparsify, `data.py`; called, with all its defaults but the length.
-
-    Raises:
-        InputError: If the texts do not fill one sequence.
-    """
-    try:
-        return chunk_and_tokenize(
-            rows.select_columns(["text"]), tokenizer, max_seq_len=ctx_len, num_proc=1, load_from_cache_file=False
+    if source.is_generated:
+        logger.warning(
+            "%s: its tokenizer is not the target's, so its texts are tokenized again; token counts are the target's",
+            source.name,
         )
-    except ValueError as err:
-        if "Not enough data" not in str(err):
-            raise
-        raise InputError(f"a source does not fill one sequence of --ctx_len {ctx_len}; generate more") from err
+        rows = Dataset.load_from_disk(source.reference).select_columns([TEXT_COLUMN])
+    else:
+        logger.info("%s: tokenizing %s texts with the target's tokenizer", source.name, f"{source.n_samples:,}")
+        rows = load_texts(source.reference, datasets_dir / PACKED_FOLDER / "texts")
+    tokenized = tokenize_texts(rows, tokenizer, ctx_len).with_format("numpy")
+    return pack_tokens((row["input_ids"] for row in tokenized), ctx_len, len(tokenized), path)
 
 
 def _check_fills_one(n_tokens: int, ctx_len: int, source: Source) -> None:
     """Refuse a source that is shorter than one sequence."""
     if n_tokens < ctx_len:
         raise InputError(
-            f"{source.folder} gives {n_tokens:,} training tokens, less than one sequence of --ctx_len {ctx_len}; "
+            f"{source.reference} gives {n_tokens:,} training tokens, less than one sequence of --ctx_len {ctx_len}; "
             f"lower --ctx_len, or generate more"
         )
 

@@ -9,6 +9,7 @@ check_sparsify()
 with contextlib.redirect_stdout(io.StringIO()):
     from sparsify import SparseCoder, SparseCoderConfig, TrainConfig, Trainer
     from sparsify.data import chunk_and_tokenize
+    from sparsify.muon import Muon
     from sparsify.sparse_coder import ForwardOutput
 
-__all__ = ["ForwardOutput", "SparseCoder", "SparseCoderConfig", "TrainConfig", "Trainer", "chunk_and_tokenize"]
+__all__ = ["ForwardOutput", "Muon", "SparseCoder", "SparseCoderConfig", "TrainConfig", "Trainer", "chunk_and_tokenize"]

@@ -46,12 +46,11 @@ class Tracker:
         name: str,
         tags: list[str],
         config: dict[str, Any],
-        from_tokens: int = 0,
     ) -> None:
         """Start the run, or go on with the one this folder began.
 
         Args:
-            folder: Where `metrics.jsonl` grows; W&B's id is kept in it so that a resumed run is the same run.
+            folder: Where W&B's id is kept, so that a resumed run is the same run.
             mode: online, offline or disabled.
             project: W&B project.
             entity: W&B team; None for the account's own.
@@ -59,13 +58,10 @@ class Tracker:
             name: Name of the run.
             tags: Tags of the run.
             config: Everything that was set.
-            from_tokens: Tokens already trained on; later lines of an interrupted run are dropped, they come again.
         """
         import wandb
 
-        self.path = folder / METRICS_FILE
         folder.mkdir(parents=True, exist_ok=True)
-        self._drop_lines_after(from_tokens)
         id_path = folder / "wandb_id"
         if not id_path.exists():
             id_path.write_text(uuid.uuid4().hex[:12])
@@ -84,6 +80,17 @@ class Tracker:
         )
         self.run.define_metric("tokens")
         self.run.define_metric("*", step_metric="tokens")
+
+    def write_to(self, folder: Path, from_tokens: int) -> None:
+        """Write what comes to the `metrics.jsonl` of this folder.
+
+        Args:
+            folder: Where the file grows.
+            from_tokens: Tokens already trained on; later lines of an interrupted run are dropped, they come again.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / METRICS_FILE
+        self._drop_lines_after(from_tokens)
 
     def log(self, n_tokens: int, values: dict[str, float]) -> None:
         """Record numbers at a point of training, which is given in tokens per SAE."""

@@ -3,6 +3,10 @@
 `Trainer.fit` ends each batch with `self.global_step += 1`. Here `global_step` is a property, so that assignment is the
 moment at which everything about a step is settled: the optimizer has stepped, the counters are up to date, and the next
 batch has not been read. Losses are reported and checkpoints are written then, and nowhere else.
+
+Several processes train as one would: they cut every batch among themselves. Either each has all SAEs, and gradients are
+averaged (sparsify's DDP), or, with `distribute_modules`, each has some of the layers and gets their activations for the
+whole batch.
 """
 
 import contextlib
@@ -10,21 +14,25 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from schedulefree import ScheduleFreeWrapper
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
+from sae_utils.distributed import Workers
+from sae_utils.errors import InputError
 from sae_utils.packing import Chunks
-from sae_utils.sparse_coders import ForwardOutput, TrainConfig, Trainer
+from sae_utils.records import read_json, write_json
+from sae_utils.sparse_coders import ForwardOutput, Muon, TrainConfig, Trainer
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE = "state.pt"
-"""Name of the resumable state inside a cell's working folder."""
+STATE_FILE = "state.json"
+"""Names the files of the last complete checkpoint inside a working folder."""
 
 StepReport = Callable[[int, dict[str, dict[str, float]]], None]
 """Called after a step with the number of tokens trained on and, per SAE name, its FVU and dead share."""
@@ -33,10 +41,11 @@ StepReport = Callable[[int, dict[str, dict[str, float]]], None]
 class SaeTrainer(Trainer):
     """Trains SAEs for several layers and seeds in one pass of the model, from packed sequences.
 
-    Differences from sparsify's trainer: checkpoints are written in one step, after a step is complete, and hold
+    Differences from sparsify's trainer: checkpoints are complete or absent, are written after a step, and hold
     everything (its own store the step before the increment and the weights in evaluation form); nothing is printed;
-    losses go to the function in `on_step`; `fit` leaves the global matmul precision as it was. The arithmetic of
-    training is sparsify's.
+    losses go to the function in `on_step`; `fit` leaves the global matmul precision as it was; the batch size counts
+    all processes, and what they compute together is what one process computes, up to rounding (its own divides each
+    process's error by the variance of that process's part of the batch). The arithmetic of one process is sparsify's.
     """
 
     def __init__(
@@ -46,27 +55,44 @@ class SaeTrainer(Trainer):
         model: PreTrainedModel,
         *,
         work_dir: Path,
+        workers: Workers | None = None,
     ) -> None:
         """Build the SAEs and their optimizer.
 
         Args:
-            cfg: sparsify's settings; `hookpoints` and `init_seeds` say which SAEs, `save_every` counts optimizer steps.
-            chunks: Training sequences in the order of training.
+            cfg: sparsify's settings; `hookpoints` and `init_seeds` say which SAEs, `save_every` counts optimizer steps,
+                `batch_size` counts the sequences of all processes and is divisible by their number.
+            chunks: Training sequences in the order of training, for all processes.
             model: The target, cut after its last hooked layer.
             work_dir: Folder of the resumable state.
+            workers: The processes that train together; this one alone if None.
 
         sparsify seeds the global generators, once per SAE; here and in `fit` they are given back as they were.
         """
         self.work_dir = work_dir
+        self.workers = workers or Workers()
         self.on_step: StepReport = lambda n_tokens, report: None
         self._is_fitting = False
         self._fvu_sums: dict[str, Tensor] = {}
+        self._variances: dict[str, Tensor] = {}
         cfg.log_to_wandb = False  # sparsify would start a run of its own
-        with torch.random.fork_rng(devices=_cuda_devices(model)), _captured_prints():
-            super().__init__(cfg, chunks, model)
+        own_chunks = chunks.share(self.workers.rank, self.workers.n, cfg.batch_size) if self.workers.n > 1 else chunks
+        cfg.batch_size //= self.workers.n
+        with torch.random.fork_rng(devices=_cuda_devices(model)), _captured_prints(), _adapted_sparsify(model.device):
+            super().__init__(cfg, own_chunks, model)
         self._sort_parameters_()
         for name, sae in self.saes.items():
             sae.register_forward_hook(self._make_loss_hook(name))
+
+    @property
+    def has_replicas(self) -> bool:
+        """Whether several processes hold the same SAEs."""
+        return self.workers.n > 1 and not self.cfg.distribute_modules
+
+    @property
+    def owned_saes(self) -> list[str]:
+        """SAEs that this process saves and measures: every SAE is owned by one process."""
+        return list(self.saes) if self.workers.is_main or not self.has_replicas else []
 
     @property
     def global_step(self) -> int:
@@ -82,14 +108,20 @@ class SaeTrainer(Trainer):
     @property
     def n_tokens_seen(self) -> int:
         """Tokens that each SAE was trained on so far."""
-        return self.global_step * self.cfg.batch_size * self.dataset.ctx_len
+        return self.global_step * self.cfg.batch_size * self.workers.n * self.dataset.ctx_len
 
     def fit(self) -> None:
         """Train on what is left of the sequences; the SAEs end in evaluation form, as they are to be used."""
         precision = torch.get_float32_matmul_precision()
+        device = self.model.device
         self._is_fitting = True
         try:
-            with torch.random.fork_rng(devices=_cuda_devices(self.model)), _captured_prints(), _without_bar():
+            with (
+                torch.random.fork_rng(devices=_cuda_devices(self.model)),
+                _captured_prints(),
+                _adapted_sparsify(device),
+                self._shared_variances() if self.has_replicas else contextlib.nullcontext(),
+            ):
                 super().fit()
         finally:
             self._is_fitting = False
@@ -102,61 +134,131 @@ class SaeTrainer(Trainer):
         """Called by sparsify inside a step and after the last one, when state is half way; see `save_state`."""
 
     def save_state(self) -> None:
-        """Write everything that the next batch depends on, in one step: the old state stands until the new one does."""
+        """Write everything that the next batch depends on: the old state stands until the new one is complete."""
+        is_writing = bool(self.owned_saes)
+        if is_writing:
+            self._write_own_state()
+        self.workers.wait()
+        if self.workers.is_main:
+            n_parts = self.workers.n if self.cfg.distribute_modules else 1
+            write_json(self.work_dir / STATE_FILE, {"global_step": self.global_step, "n_parts": n_parts})
+        self.workers.wait()
+        if is_writing:
+            for path in self.work_dir.glob(f"state_*_{self._part}.pt"):
+                if path != self._state_path(self.global_step):
+                    path.unlink()
+
+    def load_state(self) -> None:
+        """Take up training where `save_state` left it.
+
+        Raises:
+            InputError: If the layers were distributed over another number of processes.
+        """
+        saved = read_json(self.work_dir / STATE_FILE)
+        n_parts = self.workers.n if self.cfg.distribute_modules else 1
+        if saved["n_parts"] != n_parts:
+            raise InputError(
+                f"{self.work_dir} was begun {_describe_parts(saved['n_parts'])} and cannot go on "
+                f"{_describe_parts(n_parts)}; go on as it was begun, or give --overwrite"
+            )
+        state = torch.load(self._state_path(saved["global_step"]), map_location=self.model.device, weights_only=True)
+        for name, sae in self.saes.items():
+            sae.load_state_dict(state["saes"][name])
+        for optimizer, each in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(each)
+        for scheduler, each in zip(self.lr_schedulers, state["lr_schedulers"], strict=True):
+            scheduler.load_state_dict(each)
+        for name, counts in state["num_tokens_since_fired"].items():
+            self.num_tokens_since_fired[name].copy_(counts)
+        self.global_step = saved["global_step"]
+
+    def sae_name(self, hookpoint: str, seed: int) -> str:
+        """Name in `saes` of one layer's and seed's SAE; sparsify leaves the seed out when there is only one."""
+        return hookpoint if len(self.cfg.init_seeds) == 1 else f"{hookpoint}/seed{seed}"
+
+    @property
+    def _part(self) -> int:
+        """Which of the state's files is this process's: all read one file when all hold the same."""
+        return self.workers.rank if self.cfg.distribute_modules else 0
+
+    def _state_path(self, step: int) -> Path:
+        return self.work_dir / f"state_{step}_{self._part}.pt"
+
+    def _write_own_state(self) -> None:
+        """Write this process's part of the state, whole or not at all."""
         state = {
-            "global_step": self.global_step,
             "saes": {name: sae.state_dict() for name, sae in self.saes.items()},
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "lr_schedulers": [scheduler.state_dict() for scheduler in self.lr_schedulers],
             "num_tokens_since_fired": self.num_tokens_since_fired,
         }
         self.work_dir.mkdir(parents=True, exist_ok=True)
-        scratch = self.work_dir / f"writing_{STATE_FILE}"
+        scratch = self.work_dir / f"writing_state_{self._part}.pt"
         with open(scratch, "wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(scratch, self.work_dir / STATE_FILE)
-
-    def load_state(self, path: Path) -> None:
-        """Take up training where `save_state` left it."""
-        state = torch.load(path, map_location=self.model.device, weights_only=True)
-        for name, sae in self.saes.items():
-            sae.load_state_dict(state["saes"][name])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        for scheduler, saved in zip(self.lr_schedulers, state["lr_schedulers"], strict=True):
-            scheduler.load_state_dict(saved)
-        for name, counts in state["num_tokens_since_fired"].items():
-            self.num_tokens_since_fired[name].copy_(counts)
-        self.global_step = state["global_step"]
-
-    def sae_name(self, hookpoint: str, seed: int) -> str:
-        """Name in `saes` of one layer's and seed's SAE; sparsify leaves the seed out when there is only one."""
-        return hookpoint if len(self.cfg.init_seeds) == 1 else f"{hookpoint}/seed{seed}"
+        os.replace(scratch, self._state_path(self.global_step))
 
     def _sort_parameters_(self) -> None:
         """Give the optimizers' parameters one order, in place.
 
-        For Muon sparsify hands over a set, whose order changes from process to process, while optimizer state is saved,
-        and shared between ranks, by position.
+        For Muon sparsify hands over a set, whose order changes from process to process, while optimizer state is saved
+        by position.
         """
         position = {p: i for i, p in enumerate(p for sae in self.saes.values() for p in sae.parameters())}
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["params"].sort(key=position.__getitem__)
 
+    @contextlib.contextmanager
+    def _shared_variances(self) -> Iterator[None]:
+        """Let every process divide its error by the variance of the whole batch, not of its own part.
+
+        Errors are divided by an n-th of it, as gradients are averaged over n processes: the average is the gradient of
+        the whole batch's FVU.
+        """
+
+        def measure(name: str) -> Callable:
+            def hook(module: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
+                x = (output[0] if isinstance(output, tuple) else output).flatten(0, 1).float()  # (tokens, d_model)
+                mean = self.workers.sum_(x.mean(dim=0)) / self.workers.n
+                self._variances[name] = self.workers.sum_((x - mean).pow(2).sum()) / self.workers.n
+
+            return hook
+
+        def hand_over(name: str) -> Callable:
+            def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+                return args, kwargs | {"total_variance": self._variances[name]}
+
+            return hook
+
+        module = self.model.base_model.get_submodule
+        handles = [module(name).register_forward_hook(measure(name)) for name in self.cfg.hookpoints]
+        for name, sae in self.saes.items():
+            handles.append(sae.register_forward_pre_hook(hand_over(name.partition("/")[0]), with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def _end_step(self) -> None:
         """Report the losses of a complete step, and write a checkpoint when one is due."""
+        n_tokens_elsewhere = (self.workers.n - 1) * self.cfg.batch_size * self.dataset.ctx_len * self.cfg.grad_acc_steps
         report = {}
         for name, counts in self.num_tokens_since_fired.items():
+            counts[counts > 0] += n_tokens_elsewhere  # sparsify counts this process's; those that fired stand at 0
+            fvu = self._fvu_sums[name].float() / self.cfg.grad_acc_steps
+            if self.has_replicas:
+                fvu = self.workers.sum_(fvu) / self.workers.n
             is_dead = counts > self.cfg.dead_feature_threshold
-            report[name] = {
-                "fvu": float(self._fvu_sums[name] / self.cfg.grad_acc_steps),
-                "dead_share": float(is_dead.float().mean()),
-            }
+            report[name] = {"fvu": float(fvu), "dead_share": float(is_dead.float().mean())}
         self._fvu_sums.clear()
-        self.on_step(self.n_tokens_seen, report)
+        if self.cfg.distribute_modules:
+            report = {name: each for part in self.workers.gather(report) for name, each in part.items()}
+        if self.workers.is_main:
+            self.on_step(self.n_tokens_seen, report)
         if (self.global_step // self.cfg.grad_acc_steps) % self.cfg.save_every == 0:
             self.save_state()
 
@@ -170,13 +272,18 @@ class SaeTrainer(Trainer):
         return add_fvu
 
 
+def _describe_parts(n_parts: int) -> str:
+    """How a run's state is cut up, in the user's words."""
+    return "without --distribute_modules" if n_parts == 1 else f"with --distribute_modules on {n_parts} processes"
+
+
 def _cuda_devices(model: PreTrainedModel) -> list[torch.device]:
     """CUDA devices whose random state sparsify's seeding touches."""
     return [model.device] if model.device.type == "cuda" else []
 
 
 @contextlib.contextmanager
-def _captured_prints():
+def _captured_prints() -> Iterator[None]:
     """Send what sparsify prints to our debug log."""
     printed = io.StringIO()
     try:
@@ -188,12 +295,20 @@ def _captured_prints():
 
 
 @contextlib.contextmanager
-def _without_bar():
-    """Replace sparsify's progress bar, which counts batches, by one that shows nothing; ours counts tokens."""
+def _adapted_sparsify(device: torch.device) -> Iterator[None]:
+    """Replace three things that sparsify's trainer calls by what fits here, while it runs.
+
+    Its progress bar counts batches; ours counts tokens. It gives DDP the process's number as the device, which fails on
+    a CPU and on a second machine. Its Muon shares the update's work out among processes, so that each keeps other
+    state; here each does all of it, and any number of processes can go on from one state.
+    """
     module = sys.modules[Trainer.__module__]
-    shown = module.tqdm
-    module.tqdm = lambda *args, **kwargs: shown(*args, **(kwargs | {"disable": True}))
+    bar, ddp, muon = module.tqdm, module.DDP, module.Muon
+    assert (ddp, muon) == (DistributedDataParallel, Muon), "sparsify's trainer is not the one this was written for"
+    module.tqdm = lambda *args, **kwargs: bar(*args, **(kwargs | {"disable": True}))
+    module.DDP = lambda sae, device_ids: ddp(sae, device_ids=[device.index] if device.type == "cuda" else None)
+    module.Muon = lambda *args, **kwargs: muon(*args, **(kwargs | {"ddp": False}))
     try:
         yield
     finally:
-        module.tqdm = shown
+        module.tqdm, module.DDP, module.Muon = bar, ddp, muon

@@ -1,7 +1,7 @@
 import pytest
 
 from sae_utils.errors import InputError
-from sae_utils.plan import equal_budget, sae_bytes, training_bytes
+from sae_utils.plan import equal_budget
 
 
 def budget(counts, **changes):
@@ -33,9 +33,3 @@ def test_one_sequence_is_held_out_at_least():
 def test_too_little_to_train_on_is_refused():
     with pytest.raises(InputError, match=r"smallest source has 4 sequences of --ctx_len 100, 1 are held out"):
         budget([1000, 4])
-
-
-def test_memory_and_disk_by_hand():
-    """d_model 2, 3 latents: 12 weights and 5 biases of 4 bytes; weights, gradients, one state."""
-    assert sae_bytes(2, 3) == 68
-    assert training_bytes(2, 3, n_saes=2, optimizer="signum") == 68 * 2 * 3

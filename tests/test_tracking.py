@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 from wandb.proto import wandb_internal_pb2
@@ -6,7 +7,7 @@ from wandb.proto import wandb_internal_pb2
 from sae_utils.tracking import Tracker, choose_wandb_mode
 
 
-def start(folder, mode="disabled", **changes) -> Tracker:
+def start(folder, mode="disabled", from_tokens=0, **changes) -> Tracker:
     settings = {
         "project": "sae-training",
         "entity": "team",
@@ -15,7 +16,9 @@ def start(folder, mode="disabled", **changes) -> Tracker:
         "tags": ["k:32"],
         "config": {"k": 32},
     }
-    return Tracker(folder=folder, mode=mode, **(settings | changes))
+    tracker = Tracker(folder=folder, mode=mode, **(settings | changes))
+    tracker.write_to(folder, from_tokens)
+    return tracker
 
 
 def lines(folder) -> list[dict]:
@@ -78,6 +81,9 @@ def test_offline_record_read_back(tmp_path, monkeypatch):
     tracker.summarise({"eval/fvu/layers.7/seed_0": 0.3})
     tracker.close()
     record = read_offline(tmp_path)
+    while not record["is_complete"]:  # W&B's own process writes the end of the file, after `finish` has returned
+        time.sleep(0.1)
+        record = read_offline(tmp_path)
     assert record["run"] == ("team", "sae-training", "pythia-1.4b", "a_from_b", ["k:32"])
     assert record["config"]["k"] == 32
     assert [row["fvu/layers.7/seed_0"] for row in record["history"]] == [0.5, 0.25]
@@ -88,11 +94,12 @@ def test_offline_record_read_back(tmp_path, monkeypatch):
 def read_offline(folder) -> dict:
     """Run, config, history and summary from the one .wandb file below a folder."""
     (path,) = folder.rglob("*.wandb")
-    found = {"config": {}, "history": [], "summary": {}}
+    found = {"config": {}, "history": [], "summary": {}, "is_complete": False}
     for data in leveldb_records(path.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         kind = record.WhichOneof("record_type")
+        found["is_complete"] |= kind == "exit"
         if kind == "run":
             run = record.run
             found["run"] = (run.entity, run.project, run.run_group, run.display_name, list(run.tags))

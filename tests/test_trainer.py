@@ -79,7 +79,7 @@ def test_resumed_is_unbroken(neox, tmp_path, optimizer, killed_at):
         broken.on_step = kill_at(killed_at)
         broken.fit()
     resumed = make_trainer(neox, tmp_path / "b", **changes)
-    resumed.load_state(tmp_path / "b" / STATE_FILE)
+    resumed.load_state()
     assert resumed.global_step == (killed_at - 1) // 3 * 3
     losses = train(resumed)
     assert losses == expected[-len(losses) :]
@@ -108,7 +108,7 @@ def test_resumed_with_gradient_accumulation(neox, tmp_path):
     with pytest.raises(KilledError):
         broken.fit()
     resumed = make_trainer(neox, tmp_path / "b", **changes)
-    resumed.load_state(tmp_path / "b" / STATE_FILE)
+    resumed.load_state()
     assert resumed.global_step == 4
     assert train(resumed) == expected[2:]
     assert_equal(weights(resumed), weights(unbroken))

@@ -1,0 +1,143 @@
+"""Text corpora as sources for training: files, saved data sets and data sets of a hub, with their texts in `text`."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from transformers import PreTrainedTokenizerBase
+
+from sae_utils.errors import InputError, MissingInputError
+from sae_utils.sparse_coders import chunk_and_tokenize
+
+READERS = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
+"""File endings, and what `datasets` calls their readers."""
+
+TEXT_COLUMN = "text"
+
+ROWS_PER_BATCH = 2048
+"""Rows that `chunk_and_tokenize` joins at a time; it drops what is left of each batch after the last whole sequence."""
+
+
+def load_texts(reference: str, cache_dir: Path) -> Dataset:
+    """The texts of a corpus, in its order, empty ones left out; only the column `text`.
+
+    Args:
+        reference: A .txt file (one text a line, as in the reader of `datasets`), a .jsonl or .parquet file, a folder
+            made by `save_to_disk`, or a hub id, with `:` and a configuration's name where it has several. Of several
+            splits, `train` is taken.
+        cache_dir: Where what is made of a file is kept.
+
+    Raises:
+        MissingInputError: If there is no such file, folder or data set.
+        InputError: If it cannot be read, or has no column `text` of strings.
+    """
+    rows = _read(reference, cache_dir)
+    if isinstance(rows, DatasetDict):
+        if "train" not in rows and len(rows) > 1:
+            raise InputError(f"--text_datasets {reference} has the splits {', '.join(rows)}, and none is called train")
+        rows = rows["train"] if "train" in rows else next(iter(rows.values()))
+    columns = {name: getattr(feature, "dtype", "?") for name, feature in rows.features.items()}
+    if "string" not in columns.get(TEXT_COLUMN, ""):
+        found = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
+        raise InputError(f"--text_datasets {reference} must have a column `text` of strings, found {found}")
+    with uncached():
+        return rows.select_columns([TEXT_COLUMN]).filter(
+            lambda texts: [bool(text) for text in texts], input_columns=TEXT_COLUMN, batched=True
+        )
+
+
+def corpus_name(reference: str) -> str:
+    """What files and tables call a corpus.
+
+    >>> corpus_name("texts/shakespeare.txt"), corpus_name("Salesforce/wikitext:wikitext-103-raw-v1")
+    ('shakespeare', 'wikitext-103-raw-v1')
+    """
+    name = Path(reference.rpartition(":")[2] if _is_hub_id(reference) else reference)
+    return name.stem if name.suffix in READERS else name.name
+
+
+def fingerprint_texts(rows: Dataset) -> str:
+    """Short hash of the texts, one by one and in order; the file format does not matter."""
+    digest = hashlib.sha256()
+    for batch in rows.with_format("arrow").iter(batch_size=1000):
+        for text in batch.column(TEXT_COLUMN).to_pylist():
+            data = text.encode()
+            digest.update(f"{len(data)} ".encode() + data)
+    return digest.hexdigest()[:16]
+
+
+def tokenize_texts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, ctx_len: int) -> Dataset:
+    """Texts in a model's ids, in sequences of `ctx_len`, each text after the tokenizer's EOS.
+
+    Source: `chunk_and_tokenize` in EleutherAI/sparsify, `data.py`; called, with all its defaults but the length. It
+    works on 2,048 texts at a time and fails if the last few do not fill a sequence; here these are dropped, as what is
+    left over of every other batch is.
+
+    Raises:
+        InputError: If the texts do not fill one sequence.
+    """
+    if tokenizer.model_max_length < ctx_len:
+        raise InputError(
+            f"--ctx_len must be at most {tokenizer.model_max_length}, what the target's tokenizer takes, got {ctx_len}"
+        )
+    n_in_whole_batches = len(rows) - len(rows) % ROWS_PER_BATCH
+    parts = [range(n_in_whole_batches), range(n_in_whole_batches, len(rows))]
+    with uncached():
+        chunked = [_chunked(rows.select(part), tokenizer, ctx_len) for part in parts if part]
+    if not (filled := [part for part in chunked if part is not None]):
+        raise InputError(
+            f"a source does not fill one sequence of --ctx_len {ctx_len} in the target's tokens; lower --ctx_len, or "
+            f"give more text"
+        )
+    return datasets.concatenate_datasets(filled)
+
+
+@contextlib.contextmanager
+def uncached() -> Iterator[None]:
+    """Let `datasets` keep what it computes out of the folder it reads from."""
+    was_enabled = datasets.is_caching_enabled()
+    datasets.disable_caching()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            datasets.enable_caching()
+
+
+def _chunked(rows: Dataset, tokenizer: PreTrainedTokenizerBase, ctx_len: int) -> Dataset | None:
+    """`chunk_and_tokenize`; None if the texts do not fill one sequence."""
+    try:
+        return chunk_and_tokenize(rows, tokenizer, max_seq_len=ctx_len, num_proc=1, load_from_cache_file=False)
+    except ValueError as err:
+        if "Not enough data" not in str(err):
+            raise
+        return None
+
+
+def _is_hub_id(reference: str) -> bool:
+    """Whether a reference can only be a hub id: it is not there, and does not look like a path."""
+    path = Path(reference).expanduser()
+    return not path.exists() and reference[0] not in "./~" and path.suffix not in READERS
+
+
+def _read(reference: str, cache_dir: Path) -> Dataset | DatasetDict:
+    """Open a corpus with the library's reader for it."""
+    path = Path(reference).expanduser()
+    try:
+        if path.is_dir():
+            return load_from_disk(str(path))
+        if path.is_file() and path.suffix in READERS:
+            reader = READERS[path.suffix]
+            return load_dataset(reader, data_files=str(path), split="train", cache_dir=str(cache_dir))
+        if _is_hub_id(reference):
+            name, _, configuration = reference.partition(":")
+            return load_dataset(name, configuration or None)
+    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as err:
+        reason = str(err.__cause__ or err).strip().splitlines()[0]
+        raise MissingInputError(f"--text_datasets {reference} could not be read ({reason})") from err
+    if path.is_file():
+        raise InputError(f"--text_datasets {reference} must end in {', '.join(READERS)}, or be a folder or a hub id")
+    raise MissingInputError(f"--text_datasets {reference} does not exist; looked at {path.absolute()}")
