@@ -1,15 +1,22 @@
 """How well SAEs reconstruct held-out activations: streamed, in float64, one pass of the model for all SAEs."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from sae_utils.activations import Encoding, HookedSaes, encode, hooked_layers, id_batches, layer_outputs
 from sae_utils.packing import Chunks
-from sae_utils.sparse_coders import SparseCoder
+
+QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
+"""Of the firing rates of an SAE's latents."""
+
+TRAINING_NAMES = ("fvu", "fvu_without_first_position", "dead_share", "l0", "n_tokens")
+"""What is recorded when training ends."""
 
 
 @dataclass
@@ -47,115 +54,158 @@ class SquaredDeviation:
 
 
 @dataclass
-class FvuAccumulator:
-    """Fraction of variance unexplained over all tokens together: 0 is perfect, 1 is guessing the mean.
+class LayerStatistics:
+    """What the activations of one layer are like; shared by all SAEs that read it."""
 
-    Sum of squared errors over sum of squared deviations from the mean activation of all tokens seen; not the mean of
-    batch values, which weighs batches by how little they vary.
+    all: SquaredDeviation = field(default_factory=SquaredDeviation)
+    """Over all tokens; its `mean` is the layer's mean activation, float64 `(d_model,)`."""
 
-    Source: explained variance as in SAELens, `ExplainedVarianceCalculator`; this is one minus it.
-    """
+    later: SquaredDeviation = field(default_factory=SquaredDeviation)
+    """Over all tokens but the first of each sequence, whose massive activations would outweigh the others."""
 
-    squared_error: float = 0.0
-    deviation: SquaredDeviation = field(default_factory=SquaredDeviation)
-
-    def add(self, x: Tensor, x_hat: Tensor) -> None:
-        """Take in activations and their reconstructions, both float64 `(tokens, d_model)`."""
-        self.squared_error += float((x - x_hat).pow(2).sum())
-        self.deviation.add(x)
-
-    @property
-    def value(self) -> float | None:
-        """The fraction, >= 0; None if all activations were equal, for which it is not defined."""
-        return self.squared_error / self.deviation.total if self.deviation.total > 0 else None
+    def add(self, x: Tensor) -> None:
+        """Take in activations, float64 `(batch, seq, d_model)`."""
+        self.all.add(x.flatten(0, 1))
+        self.later.add(x[:, 1:].flatten(0, 1))
 
 
 @dataclass
 class Reconstruction:
     """What is counted for one SAE."""
 
-    fired: Tensor
-    """bool `(n_latents,)`: latents that were > 0 on some token."""
+    layer: LayerStatistics
+    """Of the layer that it reads."""
 
-    fvu: FvuAccumulator = field(default_factory=FvuAccumulator)
-    """Over all tokens."""
+    firing_counts: Tensor
+    """int64 `(n_latents,)`: tokens on which a latent is > 0."""
 
-    fvu_later: FvuAccumulator = field(default_factory=FvuAccumulator)
-    """Over all tokens but the first of each sequence, whose massive activations would outweigh the others."""
+    max_activation: Tensor
+    """`(n_latents,)`: highest activation of each latent, 0 if it never fired."""
 
-    n_tokens: int = 0
-    """Tokens seen."""
+    squared_error: float = 0.0
+    """Over all tokens and dimensions."""
 
-    n_firings: int = 0
-    """Latents > 0, added over tokens."""
+    squared_error_later: float = 0.0
+    """The same without the first token of each sequence."""
 
-    def record(self) -> dict[str, float | int | None]:
-        """Results by name; `dead_share` and `l0` are over all tokens."""
+    cosine_sum: float = 0.0
+    """Cosines of activation and reconstruction, added over tokens."""
+
+    def add(self, x: Tensor, encoding: Encoding) -> None:
+        """Take in activations, float64 `(batch, seq, d_model)`, and what the SAE makes of them."""
+        x_hat = encoding.x_hat.double().view_as(x)
+        error = (x - x_hat).pow(2).sum(dim=-1)  # (batch, seq)
+        self.squared_error += float(error.sum())
+        self.squared_error_later += float(error[:, 1:].sum())
+        self.cosine_sum += float(cosine(x, x_hat).sum())
+        is_firing = encoding.top_acts > 0
+        self.firing_counts += torch.bincount(encoding.top_indices[is_firing], minlength=len(self.firing_counts))
+        self.max_activation.scatter_reduce_(
+            0, encoding.top_indices.flatten(), encoding.top_acts.flatten(), reduce="amax"
+        )
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens seen."""
+        return self.layer.all.n_rows
+
+    @property
+    def firing_rate(self) -> np.ndarray:
+        """Share of tokens on which each latent is > 0, float64 `(n_latents,)`."""
+        return self.firing_counts.cpu().numpy() / self.n_tokens
+
+    def record(self) -> dict[str, Any]:
+        """Results by name.
+
+        `fvu`, `fvu_without_first_position`: fraction of variance unexplained, see there; None if undefined.
+        `mse`: mean squared error per token and dimension. `cosine`: mean over tokens, see `cosine`.
+        `l0`: mean number of latents > 0 on a token. `dead_share`: share of latents that never were.
+        `firing_rate_quantiles`: over latents, by quantile as text. `n_tokens`: tokens measured on.
+        """
+        rate = self.firing_rate
         return {
-            "fvu": self.fvu.value,
-            "fvu_without_first_position": self.fvu_later.value,
-            "dead_share": float((~self.fired).double().mean()),
-            "l0": self.n_firings / self.n_tokens,
             "n_tokens": self.n_tokens,
+            "fvu": fraction_of_variance_unexplained(self.squared_error, self.layer.all),
+            "fvu_without_first_position": fraction_of_variance_unexplained(self.squared_error_later, self.layer.later),
+            "mse": self.squared_error / (self.n_tokens * len(self.layer.all.mean)),
+            "cosine": self.cosine_sum / self.n_tokens,
+            "l0": float(rate.sum()),
+            "dead_share": float((rate == 0).mean()),
+            "firing_rate_quantiles": {str(q): float(np.quantile(rate, q)) for q in QUANTILES},
         }
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """Counts of one pass."""
+
+    saes: dict[Hashable, Reconstruction]
+    """By the SAEs' keys."""
+
+    layers: dict[str, LayerStatistics]
+    """By the layers' names."""
+
+
+def fraction_of_variance_unexplained(squared_error: float, deviation: SquaredDeviation) -> float | None:
+    """Squared error as a share of the squared deviation from the mean of all tokens: 0 is perfect, 1 is the mean.
+
+    Both are sums over all tokens together; the mean of values per batch would weigh batches by how little they vary.
+
+    Returns:
+        The fraction, >= 0; None if all activations were equal, for which it is not defined.
+
+    Source: one minus explained variance as in SAELens, `ExplainedVarianceCalculator`; the same formula.
+    """
+    return squared_error / deviation.total if deviation.total > 0 else None
+
+
+def cosine(x: Tensor, x_hat: Tensor) -> Tensor:
+    """Cosine along the last axis, in [-1, 1]; 0 where either vector is zero."""
+    norms = x.norm(dim=-1) * x_hat.norm(dim=-1)
+    return torch.where(norms > 0, (x * x_hat).sum(dim=-1) / norms, 0.0)
+
+
 @torch.no_grad()
-def evaluate_reconstruction(
+def measure_reconstruction(
     model: PreTrainedModel,
-    saes: Mapping[Hashable, tuple[str, SparseCoder]],
+    saes: HookedSaes,
     chunks: Chunks,
     *,
     batch_size: int,
     on_tokens: Callable[[int], None] = lambda n_tokens: None,
-) -> dict[Hashable, dict[str, float | int | None]]:
-    """Run held-out sequences through the model once and measure every SAE on them.
+) -> Evaluation:
+    """Run held-out sequences through the model once, up to the last hooked layer, and measure every SAE on them.
 
     Args:
-        model: The target, at least up to the last hooked layer.
-        saes: By any key: the hooked module's name inside `model.base_model`, and the SAE that reads its output.
+        model: The target, with or without its head, at least up to the last hooked layer.
+        saes: The SAEs and the layers that they read.
         chunks: Held-out sequences.
         batch_size: Sequences per forward pass.
         on_tokens: Called with the number of tokens done, for progress.
-
-    Returns:
-        By the same keys, `Reconstruction.record()`.
     """
+    layers = {name: LayerStatistics() for name in hooked_layers(saes)}
     counts = {
-        key: Reconstruction(torch.zeros(sae.num_latents, dtype=torch.bool, device=sae.device))
-        for key, (_, sae) in saes.items()
+        key: Reconstruction(
+            layers[hookpoint],
+            firing_counts=torch.zeros(sae.num_latents, dtype=torch.int64, device=sae.device),
+            max_activation=torch.zeros(sae.num_latents, dtype=sae.dtype, device=sae.device),
+        )
+        for key, (hookpoint, sae) in saes.items()
     }
-    keys_of = {hookpoint: [key for key in saes if saes[key][0] == hookpoint] for hookpoint, _ in saes.values()}
-
-    def measure(hookpoint: str) -> Callable:
-        def hook(module: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
-            x = output[0] if isinstance(output, tuple) else output  # (batch, seq, d_model)
-            for key in keys_of[hookpoint]:
-                add_batch_(counts[key], saes[key][1], x)
-
-        return hook
-
-    handles = [model.base_model.get_submodule(name).register_forward_hook(measure(name)) for name in keys_of]
-    try:
-        for batch in DataLoader(chunks, batch_size=batch_size):
-            model(batch["input_ids"].to(model.device))
-            on_tokens(batch["input_ids"].numel())
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {key: count.record() for key, count in counts.items()}
+    for ids in id_batches(chunks, batch_size):
+        for hookpoint, activations in layer_outputs(model, list(layers), ids).items():
+            x = activations.double()
+            layers[hookpoint].add(x)
+            for key in [key for key in saes if saes[key][0] == hookpoint]:
+                counts[key].add(x, encode(saes[key][1], activations))
+        on_tokens(ids.numel())
+    return Evaluation(counts, layers)
 
 
-def add_batch_(count: Reconstruction, sae: SparseCoder, activations: Tensor) -> None:
-    """Add activations `(batch, seq, d_model)` of one batch to the counts of one SAE."""
-    x = activations.flatten(0, 1).to(sae.dtype)  # (tokens, d_model)
-    top_acts, top_indices, _ = sae.encode(x)  # (tokens, k)
-    x_hat = sae.decode(top_acts, top_indices)
-    is_firing = top_acts > 0
-    count.fired[top_indices[is_firing]] = True
-    count.n_firings += int(is_firing.sum())
-    count.n_tokens += len(x)
-    x, x_hat = x.double(), x_hat.double()
-    count.fvu.add(x, x_hat)
-    is_later = torch.arange(len(x), device=x.device) % activations.shape[1] > 0
-    count.fvu_later.add(x[is_later], x_hat[is_later])
+def evaluate_reconstruction(
+    model: PreTrainedModel, saes: HookedSaes, chunks: Chunks, *, batch_size: int, **options
+) -> dict[Hashable, dict[str, float | int | None]]:
+    """What is recorded when training ends: `TRAINING_NAMES` of `measure_reconstruction`, by the SAEs' keys."""
+    evaluation = measure_reconstruction(model, saes, chunks, batch_size=batch_size, **options)
+    records = {key: counted.record() for key, counted in evaluation.saes.items()}
+    return {key: {name: record[name] for name in TRAINING_NAMES} for key, record in records.items()}
