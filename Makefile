@@ -14,7 +14,7 @@ demo: $(VENV)/ready $(DEMO_MODEL)/config.json
 	    --batch_size 128 --dtype bfloat16 --device cpu --output_dir demo_output/datasets
 	WANDB_DIR=demo_output $(BIN)/python train_sae.py --org_name .cache --target_models SmolLM2-135M-Instruct \
 	    --source_models SmolLM2-135M-Instruct --layers 7 15 --num_seeds 2 --num_latents 2304 --ctx_len 256 --lr 5e-3 \
-	    --wandb_mode offline --device cpu --datasets_dir demo_output/datasets \
+	    --random_tokens 20000 --wandb_mode offline --device cpu --datasets_dir demo_output/datasets \
 	    --checkpoint_dir demo_output/checkpoints --results_dir demo_output/results
 
 test: $(VENV)/ready
@@ -22,9 +22,11 @@ test: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
 
-# Sampling speed side by side with transformers: on this CPU (10 minutes), and on a GPU with random weights.
+# Speed side by side with other projects: on this CPU (half an hour), and of sampling on a GPU with random weights.
 bench: $(VENV)/ready $(DEMO_MODEL)/config.json
 	$(BIN)/python benchmarks/generation.py --model $(DEMO_MODEL) --rounds 1
+	$(BIN)/python benchmarks/training.py --model $(DEMO_MODEL)
+	$(BIN)/python benchmarks/matching.py
 
 bench-gpu: $(VENV)/ready
 	$(BIN)/python benchmarks/generation.py --config pythia-1.4b --device cuda --rows 512 --tokens 512

@@ -10,9 +10,14 @@ SparseCoder.load_many reads. A run that was stopped goes on where it was when th
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sae_utils.errors import InputError
+
+if TYPE_CHECKING:  # its import takes seconds, which --help does not need
+    from sae_utils.trained import TrainedSae
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -98,6 +103,22 @@ def build_parser() -> argparse.ArgumentParser:
         help="with torchrun: each process trains some of the layers, instead of all layers on a part of each batch",
     )
     training.add_argument("--save_every", type=int, default=1000, help="steps between resumable checkpoints")
+    comparison = parser.add_argument_group("comparison")
+    which = comparison.add_mutually_exclusive_group()
+    which.add_argument(
+        "--train_only", action="store_true", help="train, and leave the comparison to a later run with --eval_only"
+    )
+    which.add_argument(
+        "--eval_only",
+        action="store_true",
+        help="train nothing; measure and compare all finished SAEs in --checkpoint_dir on all their sources",
+    )
+    comparison.add_argument(
+        "--random_tokens", type=int, default=1_000_000, help="random tokens on which fake features are counted"
+    )
+    comparison.add_argument(
+        "--export", choices=["saelens"], default=None, help="also write each SAE in SAELens' own folder format"
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--checkpoint_dir", type=Path, default=Path("checkpoints"), help="folder of the SAEs")
     output.add_argument("--results_dir", type=Path, default=Path("results"), help="folder of the measurements")
@@ -139,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train every SAE asked for and print the table.
+    """Train every SAE asked for, compare them, and show the results.
 
     Raises:
         InputError: If a setting or an input has to be changed.
@@ -151,24 +172,69 @@ def train(args: argparse.Namespace) -> None:
     from sae_utils.distributed import join_workers, leave_workers
     from sae_utils.grid import describe_grid, plan_grid
     from sae_utils.progress import script_output
-    from sae_utils.report import collect_records, results_table
+    from sae_utils.trained import find_all_trained, find_trained
     from sae_utils.training import train_cells
 
+    if args.random_tokens < 1 or args.batch_size < 1:
+        found = f"{args.random_tokens} and {args.batch_size}"
+        raise InputError(f"--random_tokens and --batch_size must be at least 1, got {found}")
     workers = join_workers(on_gpus=choose_device(args.device).type == "cuda")
     with script_output(quiet=args.quiet or not workers.is_main):
-        # 1. Find models and data sets, pack the tokens, and give every cell of the grid the same budget.
-        cells = plan_grid(args, workers)
+        if args.eval_only:
+            saes = find_all_trained(args.checkpoint_dir)
+            plan = f"{len(saes)} finished SAEs in {args.checkpoint_dir}"
+        else:
+            # 1. Find models and data sets, pack the tokens, and give every cell of the grid the same budget.
+            cells = plan_grid(args, workers)
+            plan = describe_grid(cells)
         if workers.is_main:
-            print(describe_grid(cells), flush=True)
-        if not args.dry_run:
-            # 2. Train each cell: layers and seeds in one pass of the target model.  3. Measure on held-out tokens.
-            records = train_cells(cells)
+            print(plan, flush=True)
 
-            # 4. Show and keep the results.
-            if workers.is_main:
-                print(results_table(records))
-                print(f"written to {collect_records(args.results_dir, records)}")
+        if not args.dry_run:
+            # 2. Train each cell: layers and seeds in one pass of the target model.
+            if not args.eval_only:
+                saes = find_trained(train_cells(cells))
+
+            # 3. Compare: on every source, on random tokens, across seeds.  4. Show and keep the results.
+            if workers.is_main and not args.train_only:
+                compare_and_report(args, saes)
+            workers.wait()
     leave_workers()
+
+
+def compare_and_report(args: argparse.Namespace, saes: Sequence["TrainedSae"]) -> None:
+    """Measure finished SAEs, and put the results on the terminal, on a page, and into W&B."""
+    from sae_utils.comparison import ComparisonSettings, compare
+    from sae_utils.devices import choose_device
+    from sae_utils.distributed import own_device
+    from sae_utils.figures import write_figures
+    from sae_utils.page import write_report
+    from sae_utils.report import results_tables, wandb_summary
+    from sae_utils.saelens_export import export_saelens
+    from sae_utils.tracking import add_to_summary, choose_wandb_mode
+
+    settings = ComparisonSettings(
+        datasets_dir=args.datasets_dir,
+        device=own_device(choose_device(args.device)),
+        batch_size=args.batch_size,
+        n_random_tokens=args.random_tokens,
+        quiet=args.quiet,
+    )
+    results = compare(saes, args.results_dir, settings)
+    if args.export:
+        export_saelens(saes, args.checkpoint_dir)
+    folders = {sae.key[:2]: sae.folder.parent for sae in saes}
+    for target, source in sorted(results.changed):
+        mode = choose_wandb_mode(args.wandb_mode)
+        add_to_summary(folders[target, source], mode, wandb_summary(results, target, source))
+    figures = write_figures(args.results_dir)
+    page = write_report(args.results_dir)
+    print(results_tables(results, saes))
+    print(f"\n{page}: the comparison, with a browser of the features")
+    print(f"{results.folder / 'metrics.json'}, {results.folder / 'metrics.csv'}: all numbers")
+    print(f"{figures[0].parent}: the figures, as PNG and SVG")
+    if args.export:
+        print(f"{args.checkpoint_dir / 'saelens'}: the SAEs in SAELens' format")
 
 
 if __name__ == "__main__":

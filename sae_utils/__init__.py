@@ -31,10 +31,27 @@
     trainer         sparsify's trainer with exact resumption
     tracking        W&B and metrics.jsonl
     monitor         what is shown and recorded while training
+    activations     outputs of layers, and what SAEs make of them
     evaluation      reconstruction of held-out activations
     finished        folders and records of finished SAEs
     training        the grid, cell by cell
-    report          results for people
+    trained         finished SAEs, found and loaded
+    splicing        what a model loses with a layer's output replaced
+    random_tokens   features that fire on anything: the fake feature ratio
+    contexts        what latents fire on
+    matching        exact one-to-one matching of directions
+    stability       agreement of SAEs from different seeds
+    results         metrics.json, metrics.csv and arrays
+    comparison      from finished SAEs to the results
+    saelens_export  SAEs in SAELens' format
+    findings        results, read again for the report
+    answer          the sentences of the report
+    drawing         looks of the figures
+    plots           what is drawn in a figure
+    figures         the figures, as PNG and SVG
+    feature_data    data of the feature browser
+    page            report.html
+    report          tables on the terminal, numbers for W&B
 
 Axis names, everywhere the same: `batch` (sequences or samples), `seq` (positions), `tokens` (= batch * seq), `vocab`,
 `d_model` (residual width), `n_latents` (dictionary size), `k` (active latents per token).

@@ -4,10 +4,12 @@
                                 config.json                              model, dataset, ctx_len, hooked modules
                                 run.json                                 the full record
                                 metrics.jsonl                            losses of training, step by step
+                                wandb.json                               id of the W&B run
 """
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,9 @@ from transformers import PreTrainedModel
 
 from sae_utils.cells import Cell
 from sae_utils.models import fingerprint_model
-from sae_utils.records import git_commit, read_json, remove_folder, versions, write_json, write_text
+from sae_utils.records import git_commit, remove_folder, versions, write_json, write_text
 from sae_utils.sparse_coders import SparseCoder
-from sae_utils.tracking import METRICS_FILE
+from sae_utils.tracking import METRICS_FILE, RUN_FILE
 
 SaeKey = tuple[int, int]
 """Layer and seed."""
@@ -48,6 +50,7 @@ def make_record(cell: Cell, key: SaeKey, sae: SparseCoder, measured: Mapping[str
         "source": cell.source.name,
         "layer": layer,
         "seed": seed,
+        "d_model": sae.d_in,
         "n_latents": sae.num_latents,
         "k": sae.cfg.k,
         "n_train_tokens": cell.run.budget.n_train_tokens,
@@ -83,19 +86,12 @@ def publish(
         staged = staged_dir(cell, seed)
         modules = {f"layers.{layer}": name for layer, name in hookpoints.items()}
         write_text(staged / METRICS_FILE, _losses_of(seed, losses))
+        shutil.copyfile(cell.work_dir / RUN_FILE, staged / RUN_FILE)
         write_json(staged / "config.json", _reader_config(cell, modules))
         own_records = [record for record in records if record["seed"] == seed]
         write_json(staged / "run.json", _run_record(cell, seed, modules, target_fingerprint, own_records))
         os.replace(staged, cell.seed_dir(seed))
     remove_folder(cell.work_dir)
-
-
-def read_records(cell: Cell) -> list[dict[str, Any]]:
-    """The records of a finished cell, by layer and seed."""
-    records = [
-        record for seed in range(cell.run.n_seeds) for record in read_json(cell.seed_dir(seed) / "run.json")["saes"]
-    ]
-    return sorted(records, key=lambda record: (record["layer"], record["seed"]))
 
 
 def _merge_losses(paths: Sequence[Path]) -> dict[int, dict[str, float]]:

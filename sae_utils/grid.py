@@ -170,7 +170,15 @@ def describe_grid(cells: Sequence[Cell]) -> str:
 
 def _check_run_flags(args: argparse.Namespace) -> None:
     """Refuse numbers that make no sense before anything is looked up."""
-    for flag in ("num_seeds", "save_every", "max_tokens", "eval_tokens", "expansion_factor", "num_latents"):
+    for flag in (
+        "num_seeds",
+        "save_every",
+        "max_tokens",
+        "eval_tokens",
+        "expansion_factor",
+        "num_latents",
+        "random_tokens",
+    ):
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise InputError(f"--{flag} must be at least 1, got {value}")

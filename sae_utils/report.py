@@ -1,56 +1,86 @@
-"""Results for people: the table on the terminal and the collected records."""
+"""Results for people: the tables on the terminal, and the numbers that go to W&B."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from sae_utils.records import read_json, write_json
+from sae_utils.results import Results
+from sae_utils.trained import TrainedSae
 
-_COLUMNS = ("target", "source", "layer", "seed", "FVU", "FVU w/o 1st", "dead", "path")
+_SAE_COLUMNS = ("target", "source", "layer", "seed", "FVU", "FVU w/o 1st", "CE recovered", "dead", "FFR", "path")
+_PAIR_COLUMNS = ("target", "source", "layer", "seeds", "SFR", "floor", "SFR live", "SFR both", "mean cosine")
+_TEXT_COLUMNS = ("target", "source", "path", "seeds")
 
 
-def results_table(records: Sequence[dict[str, Any]]) -> str:
-    """Text table, one line per SAE: target, source, layer, seed, FVU on held-out tokens, dead share, path.
+def results_tables(results: Results, saes: Sequence[TrainedSae]) -> str:
+    """Two text tables: one line per SAE, measured on its own source's held-out tokens, and one per pair of seeds.
 
-    `FVU w/o 1st` leaves out the first position of each sequence; `dead` is the share of latents that never fire on the
-    held-out tokens.
+    `FVU w/o 1st` leaves out the first position of each sequence; `CE recovered` is the share of the cross-entropy lost
+    to zeros that the reconstruction gives back; `dead` is the share of latents that never fire on the held-out tokens;
+    `FFR` is the share that fires on random tokens; `SFR` is the share of latents found again in the other seed.
     """
-    rows = [
-        (
-            record["target"],
-            record["source"],
-            str(record["layer"]),
-            str(record["seed"]),
-            _number(record["fvu"]),
-            _number(record["fvu_without_first_position"]),
-            f"{record['dead_share']:.1%}",
-            record["path"],
-        )
-        for record in records
-    ]
-    widths = [max(len(row[i]) for row in [_COLUMNS, *rows]) for i in range(len(_COLUMNS))]
-    is_right = [column in ("layer", "seed", "FVU", "FVU w/o 1st", "dead") for column in _COLUMNS]
+    keys = [sae.key for sae in saes]
+    tables = [_table(_SAE_COLUMNS, [_sae_row(results.saes[key]) for key in keys])]
+    wanted = {key[:3] for key in keys}
+    pairs = [record for key, record in sorted(results.pairs.items()) if key[:3] in wanted]
+    if pairs:
+        tables.append(_table(_PAIR_COLUMNS, [_pair_row(record) for record in pairs]))
+    return "\n\n".join(tables)
+
+
+def wandb_summary(results: Results, target: str, source: str) -> dict[str, Any]:
+    """The same numbers of one cell, by the names they have in its W&B run's summary."""
+    summary: dict[str, Any] = {}
+    for record in results.saes.values():
+        if (record["target"], record["source"]) != (target, source):
+            continue
+        name = f"layers.{record['layer']}/seed_{record['seed']}"
+        for evaluation in record["evaluations"]:
+            numbers = {what: value for what, value in evaluation.items() if isinstance(value, int | float)}
+            summary |= {f"eval/{evaluation['eval_source']}/{what}/{name}": value for what, value in numbers.items()}
+        random_tokens = record["random_tokens"] or {}  # none of an SAE of another run that was stopped
+        summary |= {f"random_tokens/{what}/{name}": value for what, value in random_tokens.items()}
+    for record in results.pairs.values():
+        if (record["target"], record["source"]) != (target, source):
+            continue
+        name = f"layers.{record['layer']}/seeds_{record['seed']}_{record['seed_b']}"
+        numbers = {what: record[what] for what in ("sfr", "sfr_both", "sfr_live", "sfr_floor", "mean_matched_cosine")}
+        summary |= {f"agreement/{what}/{name}": value for what, value in numbers.items() if value is not None}
+    return summary
+
+
+def _sae_row(record: dict[str, Any]) -> tuple[str, ...]:
+    own = next(each for each in record["evaluations"] if each["eval_source"] == record["source"])
+    return (
+        record["target"],
+        record["source"],
+        str(record["layer"]),
+        str(record["seed"]),
+        _number(own["fvu"]),
+        _number(own["fvu_without_first_position"]),
+        _number(own["ce_recovered"]),
+        f"{own['dead_share']:.1%}",
+        f"{record['random_tokens']['ffr']:.2%}",
+        record["path"],
+    )
+
+
+def _pair_row(record: dict[str, Any]) -> tuple[str, ...]:
+    names = ("sfr", "sfr_floor", "sfr_live", "sfr_both", "mean_matched_cosine")
+    about = record["target"], record["source"], str(record["layer"]), f"{record['seed']} {record['seed_b']}"
+    return (*about, *(_number(record[name]) for name in names))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns, numbers to the right."""
+    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
     lines = [
         "  ".join(
-            cell.rjust(w) if right else cell.ljust(w) for cell, w, right in zip(row, widths, is_right, strict=True)
+            cell.ljust(width) if column in _TEXT_COLUMNS else cell.rjust(width)
+            for cell, width, column in zip(row, widths, columns, strict=True)
         )
-        for row in [_COLUMNS, tuple("-" * width for width in widths), *rows]
+        for row in [columns, tuple("-" * width for width in widths), *rows]
     ]
     return "\n".join(line.rstrip() for line in lines)
-
-
-def collect_records(results_dir: Path, records: Sequence[dict[str, Any]]) -> Path:
-    """Put records into `results/metrics.json`; an SAE that is already there is replaced, others stay."""
-    path = results_dir / "metrics.json"
-    results_dir.mkdir(parents=True, exist_ok=True)
-    known = read_json(path)["saes"] if path.exists() else []
-    merged = {_identity(record): record for record in [*known, *records]}
-    write_json(path, {"schema": 1, "saes": [merged[key] for key in sorted(merged)]})
-    return path
-
-
-def _identity(record: dict[str, Any]) -> tuple:
-    return record["target"], record["source"], record["layer"], record["seed"]
 
 
 def _number(value: float | None) -> str:

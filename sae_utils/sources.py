@@ -69,10 +69,28 @@ def find_source(datasets_dir: Path, key: DatasetKey, model: str) -> Source:
             that select them, or the command that makes one.
     """
     folder = datasets_dir / key.folder
-    record_path = folder / "generation.json"
-    if not record_path.exists():
+    if not (folder / "generation.json").exists():
         raise MissingInputError(_missing_source(datasets_dir, key, model))
-    record = read_json(record_path)
+    return _read_generated(folder)
+
+
+def source_at(reference: str, datasets_dir: Path) -> Source:
+    """The source that a finished run names: a generated data set's folder, or a corpus.
+
+    Raises:
+        MissingInputError: If it is not there.
+    """
+    folder = Path(reference)
+    if (folder / "generation.json").exists():
+        return _read_generated(folder)
+    if DatasetKey.from_folder(folder.name) and not folder.exists():
+        raise MissingInputError(f"the data set {folder} is gone; SAEs that were trained on it cannot be measured")
+    return find_corpus(datasets_dir, reference)
+
+
+def _read_generated(folder: Path) -> Source:
+    """A generated data set as a source."""
+    record, key = read_json(folder / "generation.json"), DatasetKey.from_folder(folder.name)
     return Source(
         name=key.model,
         reference=str(folder),

@@ -7,10 +7,15 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from sae_utils.records import read_json, write_json
+
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 """Training losses beside the state and, at the end, beside the SAEs: one JSON object per step."""
+
+RUN_FILE = "wandb.json"
+"""Id, project and team of a cell's W&B run, beside the state and, at the end, beside the SAEs."""
 
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 
@@ -62,22 +67,10 @@ class Tracker:
         import wandb
 
         folder.mkdir(parents=True, exist_ok=True)
-        id_path = folder / "wandb_id"
-        if not id_path.exists():
-            id_path.write_text(uuid.uuid4().hex[:12])
-        self.run = wandb.init(
-            project=project,
-            entity=entity,
-            group=group,
-            name=name,
-            tags=tags,
-            config=config,
-            id=id_path.read_text(),
-            resume="allow" if mode == "online" else None,
-            mode=mode,
-            dir=os.environ.get("WANDB_DIR", "."),  # W&B itself looks once per process
-            settings=wandb.Settings(silent=True, console="off"),
-        )
+        if not (folder / RUN_FILE).exists():
+            write_json(folder / RUN_FILE, {"id": uuid.uuid4().hex[:12], "project": project, "entity": entity})
+        about = read_json(folder / RUN_FILE) | {"project": project, "entity": entity}
+        self.run = wandb.init(**about, group=group, name=name, tags=tags, config=config, **_run_options(mode))
         self.run.define_metric("tokens")
         self.run.define_metric("*", step_metric="tokens")
 
@@ -117,6 +110,27 @@ class Tracker:
                 break
             kept.append(line + "\n")
         self.path.write_text("".join(kept), encoding="utf-8")
+
+
+def add_to_summary(folder: Path, mode: str, summary: dict[str, Any]) -> None:
+    """Put what was measured later into the summary of the W&B run that trained the SAEs in a folder."""
+    import wandb
+
+    run = wandb.init(**read_json(folder / RUN_FILE), **_run_options(mode))
+    run.summary.update(summary)
+    run.finish()
+
+
+def _run_options(mode: str) -> dict[str, Any]:
+    """How every run is started: continued if it is there, and without a word on the terminal."""
+    import wandb
+
+    return {
+        "mode": mode,
+        "resume": "allow" if mode == "online" else None,
+        "dir": os.environ.get("WANDB_DIR", "."),  # W&B itself looks once per process
+        "settings": wandb.Settings(silent=True, console="off"),
+    }
 
 
 def _has_netrc_login() -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 from sae_utils.cells import Cell
 from sae_utils.errors import InputError
 from sae_utils.evaluation import evaluate_reconstruction
-from sae_utils.finished import make_record, publish, read_records, stage_sae
+from sae_utils.finished import make_record, publish, stage_sae
 from sae_utils.memory import is_out_of_memory
 from sae_utils.models import cut_after_, cut_for_now, find_layers, load_trunk
 from sae_utils.monitor import TrainingMonitor
@@ -30,16 +31,15 @@ RECORDS_FILE = "records.json"
 """Measurements of a pass' SAEs; written last, so that a pass that has it is complete."""
 
 
-def train_cells(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+def train_cells(cells: Sequence[Cell]) -> list[Path]:
     """Train every cell that is not finished; each target is loaded once, and only if something is left to do.
 
     Returns:
-        One record per SAE, in the order of cells, layers and seeds.
+        The finished folders, one per cell and seed.
 
     Raises:
         InputError: If what is on disk was made with other settings, or another run is at it.
     """
-    records = []
     for target in dict.fromkeys(cell.target.reference for cell in cells):
         model = None
         for cell in [cell for cell in cells if cell.target.reference == target]:
@@ -50,9 +50,8 @@ def train_cells(cells: Sequence[Cell]) -> list[dict[str, Any]]:
                     train_cell(cell, model, seeds)
                 else:
                     logger.info("%s is finished and left alone; --overwrite would train it anew", cell.name)
-                records.extend(workers.agree(read_records(cell) if workers.is_main else None))
         del model
-    return records
+    return [cell.seed_dir(seed) for cell in cells for seed in range(cell.run.n_seeds)]
 
 
 def load_target(cell: Cell) -> PreTrainedModel:

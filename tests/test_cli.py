@@ -29,9 +29,11 @@ def generate(*flags: str) -> Path:
 
 
 def train(*flags: str) -> list[dict]:
-    """Run training and return the collected records."""
-    train_sae.main([*TRAIN, *flags])
-    return json.loads(Path("results/metrics.json").read_text())["saes"]
+    """Train, without the comparison, and return the SAEs' records."""
+    train_sae.main([*TRAIN, "--train_only", *flags])
+    folder = flags[flags.index("--checkpoint_dir") + 1] if "--checkpoint_dir" in flags else "checkpoints"
+    records = [record for path in Path(folder).glob("*/run.json") for record in json.loads(path.read_text())["saes"]]
+    return sorted(records, key=lambda record: (record["source"], record["layer"], record["seed"]))
 
 
 def refused(capsys, main, argv) -> str:
@@ -167,8 +169,11 @@ def test_generation_refuses_in_one_line(tiny, capsys, flags, message):
 def test_both_scripts_chained(tiny, capsys):
     """From a model folder to SAEs that sparsify loads, with everything in its documented place."""
     folder = generate("--num_tokens", "3000")
-    records = train()
+    train_sae.main([*TRAIN, "--random_tokens", "500", "--export", "saelens"])
     table = capsys.readouterr().out
+    records = json.loads(Path("results/metrics.json").read_text())["saes"]
+    assert "Do the features" in Path("results/report.html").read_text()
+    assert Path("checkpoints/saelens/tiny_from_tiny_seed_1/layers.0/sae_weights.safetensors").exists()
     assert [(r["layer"], r["seed"]) for r in records] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     for seed in (0, 1):
         path = Path(f"checkpoints/tiny_from_tiny_seed_{seed}")
@@ -186,6 +191,7 @@ def test_both_scripts_chained(tiny, capsys):
     weights = [SparseCoder.load_from_disk(f"checkpoints/tiny_from_tiny_seed_{s}/layers.0").W_dec for s in (0, 1)]
     assert not torch.equal(*weights)
     assert sorted(p.name for p in Path("checkpoints").iterdir() if not p.name.startswith(".")) == [
+        "saelens",
         "tiny_from_tiny_seed_0",
         "tiny_from_tiny_seed_1",
     ]
@@ -225,7 +231,7 @@ def test_killed_training_goes_on_and_ends_with_the_same_weights(tiny, moments):
     """SIGKILL while training, saving and publishing; the next run ends with the bytes of an unbroken one."""
     generate("--num_tokens", "2000")
     train("--save_every", "5")
-    argv = [*TRAIN, "--save_every", "5", "--checkpoint_dir", "killed"]
+    argv = [*TRAIN, "--train_only", "--save_every", "5", "--checkpoint_dir", "killed"]
     Path("killed/tiny_from_other.unfinished").mkdir(parents=True)
     for moment in moments:
         assert run_killed(train_sae.main, argv, moment), "killed too late to test anything"
@@ -240,6 +246,7 @@ def test_killed_training_goes_on_and_ends_with_the_same_weights(tiny, moments):
 def compared(folder: Path) -> dict[str, bytes]:
     """Everything in a folder of SAEs that must not depend on interruptions or on where it stands."""
     files = all_bytes(folder)
+    del files["wandb.json"]  # every run is another one there
     run = json.loads(files.pop("run.json"))
     for record in run["saes"]:
         del record["path"]
@@ -332,9 +339,8 @@ def test_more_training_lowers_fvu(tmp_path):
 
 
 def train_records(flags: list[str], n_tokens: int) -> list[dict]:
-    """Train into folders of its own."""
-    train_sae.main([*TRAIN, *flags, "--results_dir", f"r{n_tokens}", "--checkpoint_dir", f"c{n_tokens}"])
-    return json.loads(Path(f"r{n_tokens}/metrics.json").read_text())["saes"]
+    """Train into a folder of its own."""
+    return train(*flags, "--checkpoint_dir", f"c{n_tokens}")
 
 
 def test_importing_and_help_print_nothing_else():

@@ -96,14 +96,12 @@ def test_corpora_are_sources_like_any_other(tiny):
 
 def test_a_corpus_alone_is_enough(tiny):
     Path("prose.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 100)
-    argv = [flag for flag in TRAIN if flag not in ("--source_models",)]
-    argv.remove("tiny") if argv.count("tiny") > 1 else None
-    train_sae.main([*argv, "--source_models", "--text_datasets", "prose.txt", "--num_seeds", "1"])
+    train("--source_models", "--text_datasets", "prose.txt", "--num_seeds", "1")
     assert Path("checkpoints/tiny_from_prose_seed_0/layers.0/sae.safetensors").exists()
 
 
 def test_changed_text_is_not_trained_on_as_if_it_were_the_same(tiny, capsys):
-    argv = [*TRAIN, "--text_datasets", "prose.txt", "--num_seeds", "1"]
+    argv = [*TRAIN, "--train_only", "--text_datasets", "prose.txt", "--num_seeds", "1"]
     generate("--num_tokens", "2000")
     Path("prose.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 400)
     train_sae.main(argv)
@@ -134,7 +132,10 @@ def torchrun(*flags: str, fails: bool = False) -> str:
     """Run training in two processes; what they printed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--"]
     done = subprocess.run(
-        [*command, str(ROOT / "train_sae.py"), *TRAIN, *flags], capture_output=True, text=True, env=os.environ
+        [*command, str(ROOT / "train_sae.py"), *TRAIN, "--train_only", *flags],
+        capture_output=True,
+        text=True,
+        env=os.environ,
     )
     assert (done.returncode != 0) == fails, done.stderr
     return done.stdout + done.stderr
@@ -187,7 +188,9 @@ def test_two_processes_go_on_where_they_were_killed(with_data, how):
     )
     Path("deadly.py").write_text(code)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--"]
-    subprocess.run([*command, "deadly.py", str(ROOT), *TRAIN, *argv], capture_output=True, env=os.environ)
+    subprocess.run(
+        [*command, "deadly.py", str(ROOT), *TRAIN, "--train_only", *argv], capture_output=True, env=os.environ
+    )
     assert json.loads(next(Path("killed").rglob("state.json")).read_text())["global_step"] == 10
     if how:
         assert "was begun with --distribute_modules on 2 processes and cannot go on" in refused_by_one(argv[1:])

@@ -1,0 +1,218 @@
+"use strict";
+(() => {
+  const PAGE_SIZE = 20;
+  const SHARED_COSINE = 0.7;
+  const byId = (id) => document.getElementById(id);
+  const parsed = new Map();
+  const state = { sae: 0, sort: "rate", filter: "all", page: 0 };
+  let visible = [];
+
+  const CONTROL = { "\n": "↵", "\r": "␍", "\t": "⇥" };
+
+  /* data */
+
+  function saeData(index) {
+    if (!parsed.has(index)) parsed.set(index, JSON.parse(byId(`features-${index}`).textContent));
+    return parsed.get(index);
+  }
+
+  const isShared = (feature) => feature.cosine !== null && feature.cosine > SHARED_COSINE;
+
+  const FILTERS = {
+    all: () => true,
+    shared: isShared,
+    unshared: (feature) => feature.cosine !== null && !isShared(feature),
+    fake: (feature) => feature.fake,
+  };
+
+  const byRate = (a, b) => b.rate - a.rate || a.latent - b.latent;
+  const cosineOr = (feature, missing) => (feature.cosine === null ? missing : feature.cosine);
+  const ORDERS = {
+    rate: byRate,
+    shared: (a, b) => cosineOr(b, -2) - cosineOr(a, -2) || byRate(a, b),
+    unshared: (a, b) => cosineOr(a, 2) - cosineOr(b, 2) || byRate(a, b),
+    fake: (a, b) => b.fake - a.fake || b.randomRate - a.randomRate || byRate(a, b),
+  };
+
+  /* words */
+
+  const count = (n) => n.toLocaleString("en-US");
+  const exactly = (n) => ({ minimumSignificantDigits: n, maximumSignificantDigits: n });
+  const digits = (value, n) => (value === 0 ? "0" : value.toLocaleString("en-US", exactly(n)));
+  const share = (value) => (value === 0 ? "never" : `${digits(100 * value, 3)}%`);
+
+  function make(tag, className, text) {
+    const element = document.createElement(tag);
+    if (className) element.className = className;
+    if (text !== undefined) element.textContent = text;
+    return element;
+  }
+
+  /* one token: text only, never markup; spaces stay spaces, characters that do not show get a mark */
+
+  function fillToken(element, text) {
+    let run = "";
+    const flush = () => { if (run) element.append(run); run = ""; };
+    for (const char of text) {
+      const code = char.codePointAt(0);
+      if (/\p{Zs}/u.test(char)) { flush(); element.append(make("span", "space", char)); continue; }
+      const isHidden = code < 32 || code === 127 || /[\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/u.test(char);
+      if (!isHidden) { run += char; continue; }
+      flush();
+      const mark = make("span", "control");
+      mark.dataset.mark = CONTROL[char] || (code < 32 ? String.fromCodePoint(0x2400 + code) : `U+${code.toString(16).toUpperCase()}`);
+      element.append(mark);
+    }
+    flush();
+    if (!text) { const mark = make("span", "control"); mark.dataset.mark = "∅"; element.append(mark); }
+  }
+
+  function contextElement([ids, active, peak], data, feature) {
+    const line = make("p", "context");
+    const values = new Map();
+    for (let i = 0; i < active.length; i += 2) values.set(active[i], active[i + 1]);
+    ids.forEach((id, position) => {
+      const value = values.get(position) || 0;
+      const token = make("span", "token");
+      token.title = `activation ${digits(value, 4)}${position === peak ? ", peak" : ""}`;
+      if (value > 0) {
+        token.classList.add("active");
+        token.style.setProperty("--level", Math.min(1, feature.max > 0 ? value / feature.max : 0).toFixed(3));
+      }
+      if (position === peak) token.classList.add("peak");
+      fillToken(token, data.tokens[id]);
+      line.append(token);
+    });
+    return line;
+  }
+
+  function partnerElement(feature) {
+    if (feature.partner === null) return make("span", "", "needs two seeds");
+    const name = `${count(feature.partner)} of seed ${feature.partnerSeed}`;
+    if (feature.partnerSae === null) {
+      const text = make("span", "", `${name}, not shown`);
+      text.title = "this feature is not among those that the page holds";
+      return text;
+    }
+    const button = make("button", "link", name);
+    button.type = "button";
+    button.dataset.partner = feature.partner;
+    button.dataset.sae = feature.partnerSae;
+    return button;
+  }
+
+  function featureElement(feature, data) {
+    const card = make("li", "feature");
+    card.id = `feature-${feature.latent}`;
+    card.tabIndex = -1;
+    const head = make("div", "head");
+    head.append(make("h3", "", `Feature ${count(feature.latent)}`));
+    if (feature.cosine !== null) {
+      head.append(make("span", isShared(feature) ? "badge shared" : "badge", isShared(feature) ? "shared" : "not shared"));
+    }
+    if (feature.fake) head.append(make("span", "badge fake", "fake"));
+    card.append(head);
+    const numbers = make("dl");
+    const add = (name, value) => {
+      const group = make("div");
+      const dd = make("dd");
+      dd.append(value);
+      group.append(make("dt", "", name), dd);
+      numbers.append(group);
+    };
+    add("fires on", share(feature.rate));
+    add("max activation", digits(feature.max, 3));
+    if (feature.cosine !== null) add("best cosine", feature.cosine.toFixed(3).replace("-", "−"));
+    add("partner", partnerElement(feature));
+    add("on random tokens", share(feature.randomRate));
+    card.append(numbers);
+    const contexts = make("div", "contexts");
+    for (const context of feature.contexts) contexts.append(contextElement(context, data, feature));
+    if (!feature.contexts.length) contexts.append(make("p", "missing", "No context: it is not active on held-out tokens."));
+    card.append(contexts);
+    return card;
+  }
+
+  /* the page of features */
+
+  const lastPage = () => Math.max(0, Math.ceil(visible.length / PAGE_SIZE) - 1);
+
+  function select() {
+    visible = saeData(state.sae).features.filter(FILTERS[state.filter]).sort(ORDERS[state.sort]);
+  }
+
+  function show() {
+    const data = saeData(state.sae);
+    state.page = Math.min(Math.max(state.page, 0), lastPage());
+    const first = state.page * PAGE_SIZE;
+    const page = visible.slice(first, first + PAGE_SIZE);
+    byId("features").start = first + 1;
+    byId("features").replaceChildren(...page.map((feature) => featureElement(feature, data)));
+    byId("status").textContent = page.length
+      ? `${count(first + 1)}–${count(first + page.length)} of ${count(visible.length)} features, page ${state.page + 1} of ${lastPage() + 1}`
+      : "No feature of this SAE is in this group.";
+    byId("previous").setAttribute("aria-disabled", state.page === 0);
+    byId("next").setAttribute("aria-disabled", state.page === lastPage());
+    byId("how-chosen").textContent = `${data.howChosen} ${count(data.features.length)} of ${count(data.nLatents)} latents are here.`;
+    byId("bubble").hidden = true;
+  }
+
+  function turn(step) {
+    const page = state.page + step;
+    if (page < 0 || page > lastPage()) return;
+    state.page = page;
+    show();
+    if (byId("features").getBoundingClientRect().top < 0) byId("features").scrollIntoView();
+  }
+
+  function jump(sae, latent) {
+    Object.assign(state, { sae, filter: "all" });
+    byId("sae").value = sae;
+    byId("filter").value = "all";
+    select();
+    state.page = Math.floor(visible.findIndex((feature) => feature.latent === latent) / PAGE_SIZE);
+    show();
+    const card = byId(`feature-${latent}`);
+    card.classList.add("target");
+    card.focus({ preventScroll: true });
+    card.scrollIntoView({ block: "center" });
+  }
+
+  function showValue(token) {
+    byId("bubble").textContent = `“${token.textContent.trim() || "whitespace"}”: ${token.title}`;
+    byId("bubble").hidden = false;
+  }
+
+  /* events */
+
+  for (const name of ["sae", "sort", "filter"]) {
+    byId(name).addEventListener("change", (event) => {
+      state[name] = name === "sae" ? Number(event.target.value) : event.target.value;
+      state.page = 0;
+      select();
+      show();
+    });
+  }
+  byId("controls").addEventListener("submit", (event) => event.preventDefault());
+  byId("previous").addEventListener("click", () => turn(-1));
+  byId("next").addEventListener("click", () => turn(1));
+  byId("browser").addEventListener("keydown", (event) => {
+    if (event.altKey || event.ctrlKey || event.metaKey || event.target.matches("select, input")) return;
+    const step = { ArrowRight: 1, n: 1, ArrowLeft: -1, p: -1 }[event.key];
+    if (step) { event.preventDefault(); turn(step); byId("features").focus({ preventScroll: true }); }
+    if (event.key === "Escape") byId("bubble").hidden = true;
+  });
+  byId("features").addEventListener("click", (event) => {
+    const link = event.target.closest("button[data-partner]");
+    if (link) { jump(Number(link.dataset.sae), Number(link.dataset.partner)); return; }
+    const token = event.target.closest(".token");
+    if (token) showValue(token); else byId("bubble").hidden = true;
+  });
+
+  for (const name of ["sae", "sort", "filter"]) { /* a reload may keep what was chosen: start from what is shown */
+    state[name] = name === "sae" ? Number(byId(name).value) : byId(name).value;
+  }
+  for (const id of ["controls", "pager", "scale"]) byId(id).hidden = false;
+  select();
+  show();
+})();
