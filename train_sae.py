@@ -172,6 +172,7 @@ def train(args: argparse.Namespace) -> None:
     from sae_utils.distributed import join_workers, leave_workers
     from sae_utils.grid import describe_grid, plan_grid
     from sae_utils.progress import script_output
+    from sae_utils.tracking import choose_wandb_mode
     from sae_utils.trained import find_all_trained, find_trained
     from sae_utils.training import train_cells
 
@@ -183,10 +184,12 @@ def train(args: argparse.Namespace) -> None:
         if args.eval_only:
             saes = find_all_trained(args.checkpoint_dir)
             plan = f"{len(saes)} finished SAEs in {args.checkpoint_dir}"
+            wandb_mode = choose_wandb_mode(args.wandb_mode)
         else:
             # 1. Find models and data sets, pack the tokens, and give every cell of the grid the same budget.
             cells = plan_grid(args, workers)
             plan = describe_grid(cells)
+            wandb_mode = cells[0].run.wandb["mode"]
         if workers.is_main:
             print(plan, flush=True)
 
@@ -197,12 +200,12 @@ def train(args: argparse.Namespace) -> None:
 
             # 3. Compare: on every source, on random tokens, across seeds.  4. Show and keep the results.
             if workers.is_main and not args.train_only:
-                compare_and_report(args, saes)
+                compare_and_report(args, saes, wandb_mode)
             workers.wait()
     leave_workers()
 
 
-def compare_and_report(args: argparse.Namespace, saes: Sequence["TrainedSae"]) -> None:
+def compare_and_report(args: argparse.Namespace, saes: Sequence["TrainedSae"], wandb_mode: str) -> None:
     """Measure finished SAEs, and put the results on the terminal, on a page, and into W&B."""
     from sae_utils.comparison import ComparisonSettings, compare
     from sae_utils.devices import choose_device
@@ -211,7 +214,7 @@ def compare_and_report(args: argparse.Namespace, saes: Sequence["TrainedSae"]) -
     from sae_utils.page import write_report
     from sae_utils.report import results_tables, wandb_summary
     from sae_utils.saelens_export import export_saelens
-    from sae_utils.tracking import add_to_summary, choose_wandb_mode
+    from sae_utils.tracking import add_to_summary
 
     settings = ComparisonSettings(
         datasets_dir=args.datasets_dir,
@@ -225,8 +228,7 @@ def compare_and_report(args: argparse.Namespace, saes: Sequence["TrainedSae"]) -
         export_saelens(saes, args.checkpoint_dir)
     folders = {sae.key[:2]: sae.folder.parent for sae in saes}
     for target, source in sorted(results.changed):
-        mode = choose_wandb_mode(args.wandb_mode)
-        add_to_summary(folders[target, source], mode, wandb_summary(results, target, source))
+        add_to_summary(folders[target, source], wandb_mode, wandb_summary(results, target, source))
     figures = write_figures(args.results_dir)
     page = write_report(args.results_dir)
     print(results_tables(results, saes))

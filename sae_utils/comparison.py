@@ -6,6 +6,7 @@ is written as soon as a step is done, and a run that was stopped goes on with th
 
 import itertools
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 N_SHOWN = 300
 """Latents per SAE whose contexts are kept for the report, at most."""
+
+STATUS_INTERVAL_SEC = 20.0
+"""Time between status lines of a matching."""
 
 RANDOM_SEED = 0
 """Seed of the random tokens: the same for all SAEs, so that their fake features compare."""
@@ -268,6 +272,7 @@ def match_seeds(group: Group, results: Results) -> None:
             floor_of(sae_a, (a.seed, b.seed), results.folder, group.settings.device),
             live_a=arrays[f"firing_rate_{a.seed}"] > 0,
             live_b=arrays[f"firing_rate_{b.seed}"] > 0,
+            on_status=_now_and_then(),
         )
         pair = f"{a.seed}_{b.seed}"
         found = {
@@ -412,6 +417,19 @@ def _are_shown(path: Path, identity: list[list], n_random_tokens: int) -> bool:
 def _bar(what: str, n_tokens: int, group: Group) -> tqdm:
     """A progress bar for a step."""
     return token_bar(what, total=n_tokens, quiet=group.settings.quiet)
+
+
+def _now_and_then() -> Callable[[str], None]:
+    """A function that logs the lines it is given, but not more often than `STATUS_INTERVAL_SEC`."""
+    last_sec = time.monotonic()
+
+    def log(line: str) -> None:
+        nonlocal last_sec
+        if time.monotonic() - last_sec > STATUS_INTERVAL_SEC:
+            last_sec = time.monotonic()
+            logger.info("  %s", line)
+
+    return log
 
 
 def _batched(saes: Sequence[TrainedSae], n: int) -> Iterator[Sequence[TrainedSae]]:
