@@ -55,7 +55,7 @@ def packed_attention_forward(
 
 
 def attend_by_products(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """Attention as two batched matrix products with the long cached matrices on the left, softmax in float32.
+    """Attention as two batched matrix products, softmax in float32.
 
     PyTorch's fused CPU kernel brings keys into another layout first, which for a handful of queries per key head costs
     more than the attention itself. A product would copy keys and values that fill only a part of their buffers, so it
@@ -72,9 +72,9 @@ def attend_by_products(query: Tensor, key: Tensor, value: Tensor, scaling: float
     """
     batch, n_kv_heads, n_cached, _ = key.shape
     query, keys, values = query.flatten(0, 1), whole_buffer(key).flatten(0, 1), whole_buffer(value).flatten(0, 1)
-    logits = torch.bmm(keys, (query * scaling).transpose(1, 2))  # (batch * n_kv_heads, capacity, group)
-    weights = torch.zeros_like(logits.transpose(1, 2), memory_format=torch.contiguous_format)
-    weights[..., :n_cached] = torch.softmax(logits[:, :n_cached].transpose(1, 2).float(), dim=-1)
+    logits = torch.bmm(query * scaling, keys.transpose(1, 2))  # (batch * n_kv_heads, group, capacity)
+    logits[..., n_cached:] = -torch.inf
+    weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(values.dtype)
     return torch.bmm(weights, values).unflatten(0, (batch, n_kv_heads))
 
 
