@@ -21,6 +21,11 @@ FOLDER = "saelens"
 """Folder of the exports inside the checkpoints' folder."""
 
 
+FORMAT_VERSION = "6.54.12"
+"""SAELens' version whose format this is; without one, SAELens takes the folder for one of before 6.0 and drops what it
+says about model and hook."""
+
+
 def export_saelens(saes: Sequence[TrainedSae], checkpoint_dir: Path) -> list[Path]:
     """Write a folder per SAE that SAELens' `SAE.load_from_disk` reads; one that is there is replaced.
 
@@ -65,6 +70,7 @@ def saelens_config(trained: TrainedSae, k: int) -> dict:
         "normalize_activations": "none",
         "reshape_activations": "none",
         "metadata": {
+            "sae_lens_version": FORMAT_VERSION,
             "model_name": reference,
             "model_class_name": "AutoModelForCausalLM",
             "hook_name": f"{base_prefix(load_config(reference))}{trained.hookpoint}",

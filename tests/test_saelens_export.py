@@ -73,6 +73,7 @@ def test_configuration_by_hand(trained, request):
         "normalize_activations": "none",
         "reshape_activations": "none",
         "metadata": {
+            "sae_lens_version": "6.54.12",  # SAELens drops the rest if there is none
             "model_name": "./tiny",
             "model_class_name": "AutoModelForCausalLM",
             "hook_name": HOOKS[request.node.callspec.params["trained"]],
