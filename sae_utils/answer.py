@@ -20,6 +20,9 @@ def agreement_sentence(findings: Findings) -> str:
     best = max(measured, key=_sfr)
     worst = min(measured, key=_sfr)
     floors = Spread.of(each.of_pairs("sfr_floor").mean for each in measured if each.of_pairs("sfr_floor"))
+    if _sfr(best) == _sfr(worst):
+        sentence = f"Found again from one seed to another, everywhere: {_count(best)} features (SFR {_sfr(best):.4f})."
+        return sentence + (f" Floor of untrained SAEs: at most {floors.high:.4f}." if floors else "")
     sentence = (
         f"Found again from one seed to another: at worst {_count(worst)} features (SFR {_sfr(worst):.3f}; "
         f"{findings.label(worst)}), at best {_count(best)} (SFR {_sfr(best):.3f}; {findings.label(best)})."

@@ -42,6 +42,14 @@ def test_several_comparisons_are_told_by_their_extremes(tmp_path):
     )
 
 
+def test_equal_comparisons_have_no_best_and_worst(tmp_path):
+    findings = findings_with(tmp_path, {("m", 7): 0.25, ("m", 15): 0.25})
+    assert agreement_sentence(findings) == (
+        "Found again from one seed to another, everywhere: 64 of 256 features (SFR 0.2500). Floor of untrained SAEs: "
+        "at most 0.0156."
+    )
+
+
 def test_few_training_tokens_come_with_a_caution_and_many_without(tmp_path):
     """0.07 after 0.8 B tokens became 0.61 after 80 B: a low ratio of a short run is no finding."""
     few = findings_with(tmp_path / "few", {("m", 7): 0.1}, n_train_tokens=100_000_000)
