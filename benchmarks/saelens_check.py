@@ -11,19 +11,15 @@ All but the sampling is in float32, on a CPU.
 
 import argparse
 import json
-import shlex
-import subprocess
 import sys
 import tempfile
-import venv
 from pathlib import Path
 from typing import Any
 
 import torch
-from generation import cpu_name
 from safetensors.torch import save_file
 from torch import Tensor
-from training import SAELENS_REQUIREMENTS
+from training import add_record, call_saelens
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import generate_datasets
@@ -31,7 +27,6 @@ import train_sae
 from sae_utils.activations import encode, layer_outputs
 from sae_utils.comparison import ComparisonSettings, Group, find_sources_of
 from sae_utils.evaluation import SquaredDeviation, fraction_of_variance_unexplained
-from sae_utils.records import versions, write_json
 from sae_utils.saelens_export import export_saelens
 from sae_utils.sparse_coders import SparseCoder
 from sae_utils.trained import TrainedSae, find_all_trained
@@ -51,15 +46,7 @@ def main() -> None:
     for result in results:
         print(json.dumps(result, indent=2))
     if args.record:
-        record = {
-            "command": "python " + shlex.join(sys.argv),
-            "device": cpu_name(),
-            "threads": args.threads,
-            "results": results,
-            "versions": versions() | {"saelens": SAELENS_REQUIREMENTS[0].partition("==")[2]},
-        }
-        known = json.loads(args.record.read_text()) if args.record.exists() else []
-        write_json(args.record, [*known, record])
+        add_record(args, results)
 
 
 def train_saes(args: argparse.Namespace, folder: Path) -> list[TrainedSae]:
@@ -112,17 +99,8 @@ def our_fvu(x: Tensor, x_hat: Tensor) -> float | None:
 
 def run_saelens(args: argparse.Namespace, export: Path, inputs: Path) -> dict[str, Any]:
     """What benchmarks/saelens_check_saelens.py finds, in SAELens' own environment, which is made if it is missing."""
-    python = args.saelens_env / "bin" / "python"
-    if not python.exists():
-        print("installing SAELens in its own environment", flush=True)
-        venv.create(args.saelens_env, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *SAELENS_REQUIREMENTS], check=True)
     settings = {"export": str(export), "inputs": str(inputs), "n_threads": args.threads}
-    command = [python, Path(__file__).with_name("saelens_check_saelens.py"), json.dumps(settings)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"SAELens failed: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return call_saelens(args.saelens_env, "saelens_check_saelens.py", settings)
 
 
 def parse_args() -> argparse.Namespace:

@@ -27,6 +27,7 @@ import venv
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -177,11 +178,6 @@ def run_forward(model: nn.Module, chunks: Chunks, batch_size: int) -> None:
 
 def run_saelens(args: argparse.Namespace, mode: str, hooks: list[str], n_seeds: int, d_model: int) -> tuple[float, int]:
     """Seconds and tokens of SAELens, for all SAEs together, from its own environment."""
-    python = args.saelens_env / "bin" / "python"
-    if not python.exists():
-        print("installing SAELens in its own environment", flush=True)
-        venv.create(args.saelens_env, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *SAELENS_REQUIREMENTS], check=True)
     settings = {
         "mode": mode,
         "model": args.model,
@@ -195,12 +191,22 @@ def run_saelens(args: argparse.Namespace, mode: str, hooks: list[str], n_seeds: 
         "n_steps": args.steps,
         "n_threads": args.threads,
     }
-    command = [python, Path(__file__).with_name("training_saelens.py"), json.dumps(settings)]
+    result = call_saelens(args.saelens_env, "training_saelens.py", settings)
+    return result["elapsed_sec"], result["n_tokens"]
+
+
+def call_saelens(environment: Path, script: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a script beside this one prints as JSON when SAELens' environment runs it; made first if it is missing."""
+    python = environment / "bin" / "python"
+    if not python.exists():
+        print("installing SAELens in its own environment", flush=True)
+        venv.create(environment, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *SAELENS_REQUIREMENTS], check=True)
+    command = [python, Path(__file__).with_name(script), json.dumps(settings)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"SAELens failed: {done.stderr[-2000:]}")
-    result = json.loads(done.stdout.splitlines()[-1])
-    return result["elapsed_sec"], result["n_tokens"]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def timed(run: Callable[[], None]) -> float:
@@ -231,15 +237,20 @@ def report(args: argparse.Namespace, table: dict[str, dict]) -> None:
                 f"{shape:24} {name:14} {row['sae_tokens_per_sec']:>8,} SAE-tok/s   ours is {row['ours_is_times']} times"
             )
     if args.record:
-        record = {
-            "command": "python " + shlex.join(sys.argv),
-            "device": cpu_name(),
-            "threads": args.threads,
-            "results": table,
-            "versions": versions() | {"saelens": SAELENS_REQUIREMENTS[0].partition("==")[2]},
-        }
-        known = json.loads(args.record.read_text()) if args.record.exists() else []
-        write_json(args.record, [*known, record])
+        add_record(args, table)
+
+
+def add_record(args: argparse.Namespace, results: Any) -> None:
+    """Add results to the file of records, with the command, the machine and the versions that gave them."""
+    record = {
+        "command": "python " + shlex.join(sys.argv),
+        "device": cpu_name(),
+        "threads": args.threads,
+        "results": results,
+        "versions": versions() | {"saelens": SAELENS_REQUIREMENTS[0].partition("==")[2]},
+    }
+    known = json.loads(args.record.read_text()) if args.record.exists() else []
+    write_json(args.record, [*known, record])
 
 
 def parse_args() -> argparse.Namespace:

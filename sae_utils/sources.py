@@ -88,20 +88,6 @@ def source_at(reference: str, datasets_dir: Path) -> Source:
     return find_corpus(datasets_dir, reference)
 
 
-def _read_generated(folder: Path) -> Source:
-    """A generated data set as a source."""
-    record, key = read_json(folder / "generation.json"), DatasetKey.from_folder(folder.name)
-    return Source(
-        name=key.model,
-        reference=str(folder),
-        n_samples=record["n_samples"],
-        n_tokens=record["n_tokens"],
-        fingerprint=record["fingerprint"],
-        tokenizer_fingerprint=record["settings"]["tokenizer_fingerprint"],
-        bos_id=record["settings"]["bos_id"],
-    )
-
-
 def find_corpus(datasets_dir: Path, reference: str) -> Source:
     """A text corpus as a source.
 
@@ -145,6 +131,20 @@ def pack_source(source: Source, tokenizer: PreTrainedTokenizerBase, ctx_len: int
         rows = load_texts(source.reference, datasets_dir / PACKED_FOLDER / "texts")
     tokenized = tokenize_texts(rows, tokenizer, ctx_len).with_format("numpy")
     return pack_tokens((row["input_ids"] for row in tokenized), ctx_len, len(tokenized), path)
+
+
+def _read_generated(folder: Path) -> Source:
+    """A generated data set as a source."""
+    record, key = read_json(folder / "generation.json"), DatasetKey.from_folder(folder.name)
+    return Source(
+        name=key.model,
+        reference=str(folder),
+        n_samples=record["n_samples"],
+        n_tokens=record["n_tokens"],
+        fingerprint=record["fingerprint"],
+        tokenizer_fingerprint=record["settings"]["tokenizer_fingerprint"],
+        bos_id=record["settings"]["bos_id"],
+    )
 
 
 def _check_fills_one(n_tokens: int, ctx_len: int, source: Source) -> None:

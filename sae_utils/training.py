@@ -135,7 +135,8 @@ def train_pass_within_memory(
     """`train_pass`, or None if the device ran out of memory and the pass has to be divided.
 
     Raises:
-        InputError: If memory ran out and several processes train together: the others are inside a step.
+        InputError: If memory ran out and dividing would lose a checkpoint, for which the pass did fit once; if it is a
+            single SAE; or if several processes train together, of which the others are inside a step.
     """
     try:
         return train_pass(cell, model, which, monitor)
@@ -146,6 +147,11 @@ def train_pass_within_memory(
             raise InputError(
                 f"out of memory with {which} in each process; lower --batch_size, --ctx_len or the number of latents, "
                 f"raise --micro_acc_steps, or use --distribute_modules"
+            ) from err
+        if (cell.work_dir / which.name / STATE_FILE).exists():
+            raise InputError(
+                f"out of memory with {which}, which fitted before; the checkpoint in {cell.work_dir} is kept: free the "
+                f"device and give the same command, or start again in smaller passes with --overwrite"
             ) from err
     # Only here, after the exception is gone, is nothing left that holds the trainer.
     gc.collect()

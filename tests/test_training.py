@@ -70,6 +70,27 @@ def test_out_of_memory_with_one_sae_says_what_to_lower(tiny, monkeypatch, capsys
     )
 
 
+def test_out_of_memory_keeps_a_checkpoint(tiny, monkeypatch, capsys):
+    """Another program may have taken the device for a while: days of training must not be thrown away for it."""
+    generate("--num_tokens", "2000")
+    train()
+    capsys.readouterr()
+    end_step = SaeTrainer._end_step
+
+    def end_step_or_fail(trainer):
+        end_step(trainer)
+        if trainer.global_step == 12:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(SaeTrainer, "_end_step", end_step_or_fail)
+    flags = [*TRAIN, "--train_only", "--save_every", "5", "--checkpoint_dir", "kept"]
+    assert "which fitted before; the checkpoint in kept/" in refused(capsys, train_sae.main, flags)
+    assert json.loads(next(Path("kept").rglob("state.json")).read_text())["global_step"] == 10
+    monkeypatch.setattr(SaeTrainer, "_end_step", end_step)
+    train_sae.main(flags)
+    assert_same_folders("checkpoints", "kept")
+
+
 def test_other_errors_are_not_taken_for_memory(tiny, monkeypatch):
     generate("--num_tokens", "2000")
     monkeypatch.setattr(SaeTrainer, "fit", lambda trainer: (_ for _ in ()).throw(RuntimeError("a bug of ours")))
