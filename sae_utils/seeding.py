@@ -22,6 +22,8 @@ def sample_uniforms(seed: int, sample_ids: Iterable[int], n_steps: int) -> np.nd
     Source: Philox 4x64 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") in NumPy, keyed by
     (seed, sample id). The raw 64-bit words are taken because NumPy keeps those the same between versions.
     """
-    rows = [np.random.Philox(key=[seed, sample_id]).random_raw(n_steps) for sample_id in sample_ids]
-    words = np.array(rows, dtype=np.uint64).reshape(-1, n_steps)
+    # As an array of this type: NumPy would bring a list with a number of 2**63 or more through float64.
+    keys = [np.array([seed, sample_id], dtype=np.uint64) for sample_id in sample_ids]
+    words = np.array([np.random.Philox(key=key).random_raw(n_steps) for key in keys], dtype=np.uint64)
+    words = words.reshape(-1, n_steps)
     return (words >> np.uint64(11)) * 2.0**-53
