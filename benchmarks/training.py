@@ -36,11 +36,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from sae_utils.adapters import captured_prints
 from sae_utils.models import cut_after_, find_layers, load_trunk
 from sae_utils.packing import Chunks
 from sae_utils.records import versions, write_json
 from sae_utils.sparse_coders import SparseCoderConfig, TrainConfig, Trainer
-from sae_utils.trainer import SaeTrainer, _captured_prints
+from sae_utils.trainer import SaeTrainer
 
 SAELENS_REQUIREMENTS = ("sae-lens==6.54.12", "torch==2.13.0")
 
@@ -119,7 +120,7 @@ def contenders_of(shape: SimpleNamespace) -> dict[str, Callable[[], tuple[int, f
         whole = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16).eval()
         elapsed_sec = 0.0
         for seed in range(shape.n_seeds):
-            with _captured_prints(), contextlib.redirect_stderr(io.StringIO()):
+            with captured_prints(), contextlib.redirect_stderr(io.StringIO()):
                 trainer = UnsavedTrainer(config(shape, names, seeds=[seed]), shape.chunks, whole)
                 elapsed_sec += timed(trainer.fit)
         return n_saes, elapsed_sec, n_tokens

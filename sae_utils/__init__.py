@@ -28,6 +28,7 @@
     passes          which SAEs are trained together, by memory
     cells           one cell of the target x source grid and its settings
     grid            from flags to cells
+    adapters        what sparsify's trainer is handed in place of its own parts
     trainer         sparsify's trainer with exact resumption
     tracking        W&B and metrics.jsonl
     monitor         what is shown and recorded while training

@@ -17,7 +17,7 @@ from sae_utils.data_card import write_data_card
 from sae_utils.devices import dtype_name
 from sae_utils.distributed import Workers
 from sae_utils.errors import InputError
-from sae_utils.memory import MemoryEstimate, estimate_memory, free_bytes, is_out_of_memory
+from sae_utils.memory import MemoryEstimate, estimate_memory, free_bytes, is_out_of_memory, release_memory
 from sae_utils.models import (
     LoadedModel,
     check_fits_context,
@@ -249,17 +249,17 @@ def sample_within_memory(
         batch = sample_ids[len(samples) : len(samples) + n_together]
         try:
             samples += sample_tokens(source, batch, settings, on_tokens=on_tokens)
-        except RuntimeError as err:
+            continue
+        except (RuntimeError, MemoryError) as err:
             if not is_out_of_memory(err):
                 raise
             if len(batch) == 1:
                 raise InputError(
                     f"not even one sample of --max_length {settings.max_length} fits on {source.model.device}; lower it"
                 ) from err
-            n_together = len(batch) // 2
-            logger.warning("out of memory with %d samples together; going on with %d", len(batch), n_together)
-            if source.model.device.type == "cuda":
-                torch.cuda.empty_cache()
+        n_together = len(batch) // 2
+        logger.warning("out of memory with %d samples together; going on with %d", len(batch), n_together)
+        release_memory(source.model.device)
     return samples, n_together
 
 

@@ -116,6 +116,7 @@ def find_targets(args: argparse.Namespace, settings: TrainingSettings, dtype: to
             model_bytes=trunk_bytes(config, dtype, max(settings.layers)),
             d_model=d_model,
             n_latents=n_latents,
+            k=settings.k,
             optimizer=settings.optimizer,
             tokens_per_micro_batch=settings.batch_size * settings.ctx_len // settings.micro_acc_steps,
         )

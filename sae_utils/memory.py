@@ -1,5 +1,6 @@
-"""How many samples fit a device together, estimated before anything is loaded."""
+"""How many samples fit a device together, estimated before anything is loaded; and what to do when they did not."""
 
+import gc
 import os
 from dataclasses import dataclass
 
@@ -7,11 +8,31 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-USABLE_SHARE = 0.7
+USABLE_SHARE = 0.85
 """Share of the free memory that a batch may fill; the rest is for what is not counted here."""
+
+ROWS_MULTIPLE = 32
+"""Batches of more samples than this are a multiple of it: other numbers leave parts of a GPU idle."""
 
 MAX_ROWS = {"cpu": 128, "cuda": 1024}
 """Most samples decoded together: beyond this, speed hardly grows."""
+
+OUT_OF_MEMORY_WORDINGS = (
+    "out of memory",  # CUDA, its driver, Triton, NCCL
+    "cuda_error_out_of_memory",
+    "cudaerrormemoryallocation",
+    "cublas_status_alloc_failed",
+    "cublas_status_not_initialized when calling `cublascreate",  # its workspace did not fit
+    "cudnn_status_alloc_failed",
+    "cudnn_status_internal_error_device_allocation_failed",
+    "cudnn_status_internal_error_host_allocation_failed",
+    "allocate memory",  # "can't", "cannot": PyTorch's CPU allocators, the system
+    "not enough memory",
+    "bad_alloc",
+    "bad allocation",
+)
+"""How a RuntimeError says that memory ran out, in lower case. A kernel that wants more shared memory than a GPU has
+("out of resource") does so for batches of any size."""
 
 LOGIT_COPIES = 5
 """Float32 arrays of a row's vocabulary that stand side by side while a token is chosen."""
@@ -31,9 +52,10 @@ class MemoryEstimate:
     """One sample at full length: keys, values, logits."""
 
     def fitting_rows(self, free_bytes: int, device: torch.device) -> int:
-        """Samples that fit beside the weights: a power of two, so that a little more or less memory changes nothing."""
-        n_rows = int((free_bytes - self.model_bytes) * USABLE_SHARE) // self.row_bytes
-        return 2 ** (max(1, min(n_rows, MAX_ROWS[device.type])).bit_length() - 1)
+        """Samples that fit beside the weights: at least one, above 32 a multiple of 32."""
+        n_rows = int(free_bytes * USABLE_SHARE - self.model_bytes) // self.row_bytes
+        n_rows = max(1, min(n_rows, MAX_ROWS[device.type]))
+        return n_rows if n_rows < ROWS_MULTIPLE else n_rows - n_rows % ROWS_MULTIPLE
 
 
 def estimate_memory(config: PretrainedConfig, dtype: torch.dtype, max_length: int) -> MemoryEstimate:
@@ -59,9 +81,22 @@ def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
     return 2 * config.num_hidden_layers * n_kv_heads * d_head * dtype.itemsize
 
 
-def is_out_of_memory(err: RuntimeError) -> bool:
-    """Whether a device's allocator gave up; the CPU's has no exception of its own."""
-    return isinstance(err, torch.OutOfMemoryError) or "not enough memory" in str(err) or "allocate memory" in str(err)
+def is_out_of_memory(err: BaseException) -> bool:
+    """Whether memory ran out, of a device or of the machine: only some who find out have an exception for it."""
+    if isinstance(err, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    message = str(err).lower()
+    return isinstance(err, RuntimeError) and any(wording in message for wording in OUT_OF_MEMORY_WORDINGS)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give what nothing refers to any more back to the device, so that what comes next finds one large piece.
+
+    After an exception this belongs behind the `except` block: inside it, the exception still holds what ran out.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def free_bytes(device: torch.device) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import (
+    AttentionInterface,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
@@ -19,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sae_utils.errors import InputError, MissingInputError
 from sae_utils.packed_attention import use_packed_attention_
@@ -27,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 EOS_STARTS_DOCUMENTS = frozenset({"gpt2", "gpt_neo", "gpt_neox", "gptj", "codegen"})
 """Model types trained on documents separated by EOS alone, so that EOS stands where others have BOS."""
+
+UNMASKED = "sdpa_unmasked"
+"""Under which transformers knows PyTorch's attention without masks of its own."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,30 @@ def load_trunk(reference: str, device: torch.device, dtype: torch.dtype) -> PreT
     """
     model = _prepare(_from_pretrained(AutoModel, reference, dtype=dtype), device)
     model.config.use_cache = False
+    skip_masks_(model)
     return model
+
+
+@torch.no_grad()
+def skip_masks_(model: PreTrainedModel) -> None:
+    """Let a model attend to all earlier tokens without asking, at every pass, whether something has to be masked.
+
+    transformers looks at the positions for several texts packed in one row, for which the host has to wait for a GPU.
+    An attention that it knows no masks for is asked nothing. Models with windows, and all that compute something else
+    without masks on transformers' own example, stay as they are.
+    """
+    layer_types = getattr(model.config, "layer_types", None)
+    has_windows = (
+        set(layer_types) != {"full_attention"} if layer_types else getattr(model.config, "sliding_window", None)
+    )
+    if has_windows or model.config._attn_implementation != "sdpa":
+        return
+    AttentionInterface.register(UNMASKED, sdpa_attention_forward)
+    example = model.dummy_inputs["input_ids"].to(model.device)
+    masked = model(example, use_cache=False)[0]
+    model.set_attn_implementation(UNMASKED)
+    if not torch.equal(model(example, use_cache=False)[0], masked):
+        model.set_attn_implementation("sdpa")
 
 
 def find_bos_id(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, reference: str) -> int:

@@ -13,6 +13,9 @@ import torch
 from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 
+SEQUENCES_PER_COPY = 64
+"""Sequences that go to a device together: 1 MB at 2,048 tokens."""
+
 
 class Chunks(TorchDataset):
     """Packed sequences in a fixed order, in the form that sparsify's trainer takes.
@@ -59,6 +62,31 @@ class Chunks(TorchDataset):
     def ctx_len(self) -> int:
         """Tokens per sequence."""
         return self.tokens.shape[1]
+
+
+class ChunksOnDevice(Chunks):
+    """Packed sequences handed out on a device, brought there many at a time and ahead of what the device is doing."""
+
+    def __init__(self, chunks: Chunks, device: torch.device) -> None:
+        super().__init__(chunks.tokens, chunks.order)
+        self.device = device
+        self._block: int | None = None
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        block, row = divmod(index, SEQUENCES_PER_COPY)
+        if block != self._block:
+            self._ids, self._block = self._copied(block), block
+        return {"input_ids": self._ids[row]}
+
+    def select(self, indices: Sequence[int]) -> "ChunksOnDevice":
+        """These of the sequences, in this order."""
+        return ChunksOnDevice(super().select(indices), self.device)
+
+    def _copied(self, block: int) -> torch.Tensor:
+        """int64 `(sequences, ctx_len)`; from memory that a GPU reads by itself, so that nobody waits."""
+        rows = self.order[block * SEQUENCES_PER_COPY : (block + 1) * SEQUENCES_PER_COPY]
+        ids = torch.from_numpy(self.tokens[rows].astype(np.int64))
+        return (ids.pin_memory() if self.device.type == "cuda" else ids).to(self.device, non_blocking=True)
 
 
 def pack_tokens(rows: Iterator[np.ndarray], ctx_len: int, n_chunks: int, path: Path) -> Chunks:

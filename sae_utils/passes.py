@@ -13,8 +13,12 @@ from sae_utils.errors import InputError
 USABLE_SHARE = 0.85
 """Share of the free memory that a pass may fill; the rest is for what is not counted."""
 
-ACTIVATION_COPIES = 4
-"""Float32 arrays of `(tokens of a batch, n_latents)` that stand side by side while one SAE is trained."""
+LATENT_COPIES = 2
+"""Float32 arrays of `(tokens, n_latents)` side by side in an SAE's forward pass; one of them again in its backward
+pass."""
+
+DENSE_COPIES = 6
+"""Float32 arrays of `(tokens, d_model)`: activations, reconstructions, errors."""
 
 OPTIMIZER_COPIES = {"signum": 1, "adam": 2, "muon": 1}
 """Tensors as large as the weights that an optimizer of sparsify keeps."""
@@ -85,19 +89,27 @@ def sae_bytes(d_model: int, n_latents: int) -> int:
 
 
 def estimate_pass_memory(
-    *, model_bytes: int, d_model: int, n_latents: int, optimizer: str, tokens_per_micro_batch: int
+    *, model_bytes: int, d_model: int, n_latents: int, k: int, optimizer: str, tokens_per_micro_batch: int
 ) -> PassMemory:
     """Memory of training.
+
+    SAEs take their turns, and what one needs for a batch is gone when the next begins: in its forward pass all
+    latents of every token; in its backward pass, beside those, every active latent's share of the encoder's gradient,
+    `(tokens, k, d_model)`; in the optimizer's step, once all are through, an array as large as its weights.
 
     Args:
         model_bytes: Weights of the target model.
         d_model: Width of its residual stream.
         n_latents: Latents of an SAE.
+        k: Active latents per token.
         optimizer: signum, adam or muon.
         tokens_per_micro_batch: Tokens that an SAE encodes at a time.
     """
-    activations = ACTIVATION_COPIES * 4 * tokens_per_micro_batch * n_latents
-    return PassMemory(model_bytes + activations, sae_bytes(d_model, n_latents) * (2 + OPTIMIZER_COPIES[optimizer]))
+    latents = 4 * tokens_per_micro_batch * n_latents
+    dense = 4 * tokens_per_micro_batch * d_model
+    one_sae = sae_bytes(d_model, n_latents)
+    one_turn = DENSE_COPIES * dense + max(LATENT_COPIES * latents, latents + k * dense, one_sae)
+    return PassMemory(model_bytes + one_turn, one_sae * (2 + OPTIMIZER_COPIES[optimizer]))
 
 
 def plan_passes(layers: Sequence[int], seeds: Sequence[int], n_fit: int, *, n_layers_together: int = 1) -> list[Pass]:

@@ -2,7 +2,11 @@
 
 `Trainer.fit` ends each batch with `self.global_step += 1`. Here `global_step` is a property, so that assignment is the
 moment at which everything about a step is settled: the optimizer has stepped, the counters are up to date, and the next
-batch has not been read. Losses are reported and checkpoints are written then, and nowhere else.
+batch has not been read. Losses are taken down and checkpoints are written then, and nowhere else.
+
+The host runs ahead of a GPU as long as it asks it for no value. sparsify asks several times a step: which tokens are
+excluded, how many are not, every loss. Here nothing is excluded without a look, ids are brought over for many sequences
+at a time, and losses stay on the device and are read back every few steps.
 
 Several processes train as one would: they cut every batch among themselves. Either each has all SAEs, and gradients are
 averaged (sparsify's DDP), or, with `distribute_modules`, each has some of the layers and gets their activations for the
@@ -10,32 +14,47 @@ whole batch.
 """
 
 import contextlib
-import io
+import itertools
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from schedulefree import ScheduleFreeWrapper
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
+from sae_utils.adapters import NothingExcluded, adapted_sparsify, captured_prints
 from sae_utils.distributed import Workers
 from sae_utils.errors import InputError
-from sae_utils.packing import Chunks
+from sae_utils.packing import Chunks, ChunksOnDevice
 from sae_utils.records import read_json, write_json
-from sae_utils.sparse_coders import ForwardOutput, Muon, TrainConfig, Trainer
+from sae_utils.sparse_coders import ForwardOutput, TrainConfig, Trainer
 
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "state.json"
 """Names the files of the last complete checkpoint inside a working folder."""
 
+READ_BACK_STEPS = {"cpu": 1, "cuda": 10}
+"""Optimizer steps whose losses are read from the device together; before a checkpoint they are in any case."""
+
 StepReport = Callable[[int, dict[str, dict[str, float]]], None]
 """Called after a step with the number of tokens trained on and, per SAE name, its FVU and dead share."""
+
+
+@dataclass(frozen=True)
+class BatchStatistics:
+    """What the activations of one layer are like in one batch, of all processes together; float32."""
+
+    mean: Tensor
+    """Over tokens, `(d_model,)`."""
+
+    total_variance: Tensor
+    """Squared deviation from the mean, summed over tokens and dimensions, `()`."""
 
 
 class SaeTrainer(Trainer):
@@ -43,9 +62,12 @@ class SaeTrainer(Trainer):
 
     Differences from sparsify's trainer: checkpoints are complete or absent, are written after a step, and hold
     everything (its own store the step before the increment and the weights in evaluation form); nothing is printed;
-    losses go to the function in `on_step`; `fit` leaves the global matmul precision as it was; the batch size counts
-    all processes, and what they compute together is what one process computes, up to rounding (its own divides each
-    process's error by the variance of that process's part of the batch). The arithmetic of one process is sparsify's.
+    losses go to the function in `on_step`, a few steps together on a GPU; `fit` leaves the global matmul precision as
+    it was; SAEs get float32 activations, whatever the model's format (float16 has no room for their variance, so that
+    every loss was 0); adam is PyTorch's, whether or not bitsandbytes is installed; the batch size counts all processes,
+    and what they compute together is what one process computes, up to rounding (its own divides each process's error
+    by the variance of that process's part of the batch). With a float32 model and one process on a CPU, the arithmetic
+    is sparsify's.
     """
 
     def __init__(
@@ -72,17 +94,21 @@ class SaeTrainer(Trainer):
         self.work_dir = work_dir
         self.workers = workers or Workers()
         self.on_step: StepReport = lambda n_tokens, report: None
+        self.read_back_steps = READ_BACK_STEPS[model.device.type]
         self._is_fitting = False
         self._fvu_sums: dict[str, Tensor] = {}
-        self._variances: dict[str, Tensor] = {}
+        self._statistics: dict[str, BatchStatistics] = {}
+        self._unread: list[tuple[int, Tensor]] = []
         cfg.log_to_wandb = False  # sparsify would start a run of its own
         own_chunks = chunks.share(self.workers.rank, self.workers.n, cfg.batch_size) if self.workers.n > 1 else chunks
         cfg.batch_size //= self.workers.n
-        with torch.random.fork_rng(devices=_cuda_devices(model)), _captured_prints(), _adapted_sparsify(model.device):
+        if model.device.type != "cpu":
+            own_chunks = ChunksOnDevice(own_chunks, model.device)
+        with torch.random.fork_rng(devices=_cuda_devices(model)), captured_prints(), adapted_sparsify(model.device):
             super().__init__(cfg, own_chunks, model)
         self._sort_parameters_()
-        for name, sae in self.saes.items():
-            sae.register_forward_hook(self._make_loss_hook(name))
+        if not cfg.distribute_modules:  # where processes exchange their masks
+            self.exclude_tokens = NothingExcluded()
 
     @property
     def has_replicas(self) -> bool:
@@ -101,6 +127,8 @@ class SaeTrainer(Trainer):
 
     @global_step.setter
     def global_step(self, value: int) -> None:
+        if self._is_fitting:
+            assert value == self._global_step + 1, f"step {value} after step {self._global_step}"
         self._global_step = value
         if self._is_fitting and value % self.cfg.grad_acc_steps == 0:
             self._end_step()
@@ -118,17 +146,23 @@ class SaeTrainer(Trainer):
         try:
             with (
                 torch.random.fork_rng(devices=_cuda_devices(self.model)),
-                _captured_prints(),
-                _adapted_sparsify(device),
-                self._shared_variances() if self.has_replicas else contextlib.nullcontext(),
+                captured_prints(),
+                adapted_sparsify(device),
+                self._hooked(),
             ):
                 super().fit()
+            self._read_back()
         finally:
             self._is_fitting = False
             torch.set_float32_matmul_precision(precision)
         for optimizer in self.optimizers:
             if isinstance(optimizer, ScheduleFreeWrapper):
                 optimizer.eval()
+
+    def maybe_all_reduce(self, x: Tensor, op: str = "mean") -> Tensor | float:
+        """sparsify's, but for losses, which it would read from the device to add them up: here a hook does, there."""
+        is_loss = x.dim() == 0
+        return 0.0 if is_loss else super().maybe_all_reduce(x, op)
 
     def save(self) -> None:
         """Called by sparsify inside a step and after the last one, when state is half way; see `save_state`."""
@@ -212,55 +246,52 @@ class SaeTrainer(Trainer):
                 group["params"].sort(key=position.__getitem__)
 
     @contextlib.contextmanager
-    def _shared_variances(self) -> Iterator[None]:
-        """Let every process divide its error by the variance of the whole batch, not of its own part.
+    def _hooked(self) -> Iterator[None]:
+        """While open, layers are measured, and SAEs get what was measured and leave their losses.
 
-        Errors are divided by an n-th of it, as gradients are averaged over n processes: the average is the gradient of
-        the whole batch's FVU.
+        A hook holds the trainer, and the SAE holds the hook: left in place, they would keep each other in memory.
         """
-
-        def measure(name: str) -> Callable:
-            def hook(module: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
-                x = (output[0] if isinstance(output, tuple) else output).flatten(0, 1).float()  # (tokens, d_model)
-                mean = self.workers.sum_(x.mean(dim=0)) / self.workers.n
-                self._variances[name] = self.workers.sum_((x - mean).pow(2).sum()) / self.workers.n
-
-            return hook
-
-        def hand_over(name: str) -> Callable:
-            def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-                return args, kwargs | {"total_variance": self._variances[name]}
-
-            return hook
-
         module = self.model.base_model.get_submodule
-        handles = [module(name).register_forward_hook(measure(name)) for name in self.cfg.hookpoints]
+        handles = [module(name).register_forward_hook(self._make_layer_hook(name)) for name in self.cfg.hookpoints]
         for name, sae in self.saes.items():
-            handles.append(sae.register_forward_pre_hook(hand_over(name.partition("/")[0]), with_kwargs=True))
+            handles.append(sae.register_forward_pre_hook(self._make_input_hook(name), with_kwargs=True))
+            handles.append(sae.register_forward_hook(self._make_loss_hook(name)))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _end_step(self) -> None:
-        """Report the losses of a complete step, and write a checkpoint when one is due."""
-        n_tokens_elsewhere = (self.workers.n - 1) * self.cfg.batch_size * self.dataset.ctx_len * self.cfg.grad_acc_steps
-        report = {}
-        for name, counts in self.num_tokens_since_fired.items():
-            counts[counts > 0] += n_tokens_elsewhere  # sparsify counts this process's; those that fired stand at 0
-            fvu = self._fvu_sums[name].float() / self.cfg.grad_acc_steps
-            if self.has_replicas:
-                fvu = self.workers.sum_(fvu) / self.workers.n
-            is_dead = counts > self.cfg.dead_feature_threshold
-            report[name] = {"fvu": float(fvu), "dead_share": float(is_dead.float().mean())}
-        self._fvu_sums.clear()
-        if self.cfg.distribute_modules:
-            report = {name: each for part in self.workers.gather(report) for name, each in part.items()}
-        if self.workers.is_main:
-            self.on_step(self.n_tokens_seen, report)
-        if (self.global_step // self.cfg.grad_acc_steps) % self.cfg.save_every == 0:
-            self.save_state()
+    def _make_layer_hook(self, hookpoint: str) -> Callable:
+        """A forward hook of a layer that measures the batch of all processes, not only this one's part of it.
+
+        Processes that hold the same SAEs divide their errors by an n-th of the batch's variance, as gradients are
+        averaged over n processes: the average is the gradient of the whole batch's FVU.
+        """
+
+        def measure(module: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
+            x = (output[0] if isinstance(output, tuple) else output).flatten(0, 1).float()  # (tokens, d_model)
+            n = self.workers.n
+            mean = self.workers.sum_(x.mean(dim=0)) / n
+            total_variance = self.workers.sum_((x - mean).pow(2).sum()) / (n if self.has_replicas else 1)
+            self._statistics[hookpoint] = BatchStatistics(mean, total_variance)
+
+        return measure
+
+    def _make_input_hook(self, name: str) -> Callable:
+        """A hook before an SAE's forward pass: activations in float32, and the statistics of their batch."""
+        hookpoint = name.partition("/")[0]
+
+        def prepare(sae: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+            statistics = self._statistics[hookpoint]
+            if (
+                self.global_step == 0
+            ):  # sparsify begins with the mean as the decoder's bias, rounded to the model's format
+                sae.b_dec.data.copy_(statistics.mean)
+            in_float32 = {what: kwargs[what].float() for what in ("x", "y")}
+            return args, kwargs | in_float32 | {"total_variance": statistics.total_variance}
+
+        return prepare
 
     def _make_loss_hook(self, name: str) -> Callable:
         """A forward hook that adds up the FVU of an SAE's micro-batches."""
@@ -271,6 +302,44 @@ class SaeTrainer(Trainer):
 
         return add_fvu
 
+    def _end_step(self) -> None:
+        """Take down the losses of a complete step, and write a checkpoint when one is due."""
+        n_tokens_elsewhere = (self.workers.n - 1) * self.cfg.batch_size * self.dataset.ctx_len * self.cfg.grad_acc_steps
+        dead_shares = []
+        for counts in self.num_tokens_since_fired.values():
+            if n_tokens_elsewhere:  # sparsify counts this process's; those that fired stand at 0
+                counts += (counts > 0) * n_tokens_elsewhere
+            dead_shares.append((counts > self.cfg.dead_feature_threshold).float().mean())
+        fvus = torch.stack([self._fvu_sums[name].float() for name in self.saes]) / self.cfg.grad_acc_steps
+        if self.has_replicas:
+            fvus = self.workers.sum_(fvus) / self.workers.n
+        self._fvu_sums.clear()
+        self._unread.append((self.n_tokens_seen, torch.stack([fvus, torch.stack(dead_shares)])))
+        is_saving = (self.global_step // self.cfg.grad_acc_steps) % self.cfg.save_every == 0
+        if is_saving or len(self._unread) >= self.read_back_steps:
+            self._read_back()
+        if is_saving:
+            self.save_state()
+
+    def _read_back(self) -> None:
+        """Report the losses that were taken down since the last time, step by step; the one wait for the device."""
+        if not self._unread:
+            return
+        n_tokens, losses = zip(*self._unread, strict=True)
+        self._unread.clear()
+        reports = [
+            {name: {"fvu": fvu, "dead_share": dead} for name, fvu, dead in zip(self.saes, *step, strict=True)}
+            for step in torch.stack(losses).tolist()  # (steps, 2, n_saes)
+        ]
+        if self.cfg.distribute_modules:
+            by_process = self.workers.gather(reports)
+            reports = [
+                dict(itertools.chain.from_iterable(map(dict.items, step))) for step in zip(*by_process, strict=True)
+            ]
+        if self.workers.is_main:
+            for each in zip(n_tokens, reports, strict=True):
+                self.on_step(*each)
+
 
 def _describe_parts(n_parts: int) -> str:
     """How a run's state is cut up, in the user's words."""
@@ -280,35 +349,3 @@ def _describe_parts(n_parts: int) -> str:
 def _cuda_devices(model: PreTrainedModel) -> list[torch.device]:
     """CUDA devices whose random state sparsify's seeding touches."""
     return [model.device] if model.device.type == "cuda" else []
-
-
-@contextlib.contextmanager
-def _captured_prints() -> Iterator[None]:
-    """Send what sparsify prints to our debug log."""
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(printed):
-            yield
-    finally:
-        for line in printed.getvalue().splitlines():
-            logger.debug("sparsify: %s", line)
-
-
-@contextlib.contextmanager
-def _adapted_sparsify(device: torch.device) -> Iterator[None]:
-    """Replace three things that sparsify's trainer calls by what fits here, while it runs.
-
-    Its progress bar counts batches; ours counts tokens. It gives DDP the process's number as the device, which fails on
-    a CPU and on a second machine. Its Muon shares the update's work out among processes, so that each keeps other
-    state; here each does all of it, and any number of processes can go on from one state.
-    """
-    module = sys.modules[Trainer.__module__]
-    bar, ddp, muon = module.tqdm, module.DDP, module.Muon
-    assert (ddp, muon) == (DistributedDataParallel, Muon), "sparsify's trainer is not the one this was written for"
-    module.tqdm = lambda *args, **kwargs: bar(*args, **(kwargs | {"disable": True}))
-    module.DDP = lambda sae, device_ids: ddp(sae, device_ids=[device.index] if device.type == "cuda" else None)
-    module.Muon = lambda *args, **kwargs: muon(*args, **(kwargs | {"ddp": False}))
-    try:
-        yield
-    finally:
-        module.tqdm, module.DDP, module.Muon = bar, ddp, muon

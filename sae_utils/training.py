@@ -1,13 +1,11 @@
 """Training the target x source grid, cell by cell, each in as few passes of the target model as memory allows."""
 
 import contextlib
-import gc
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from transformers import PreTrainedModel
 
@@ -15,7 +13,7 @@ from sae_utils.cells import Cell
 from sae_utils.errors import InputError
 from sae_utils.evaluation import evaluate_reconstruction
 from sae_utils.finished import make_record, publish, stage_sae
-from sae_utils.memory import is_out_of_memory
+from sae_utils.memory import is_out_of_memory, release_memory
 from sae_utils.models import cut_after_, cut_for_now, find_layers, load_trunk
 from sae_utils.monitor import TrainingMonitor
 from sae_utils.packing import split_chunks
@@ -110,6 +108,7 @@ def train_cell(cell: Cell, model: PreTrainedModel, seeds: Sequence[int]) -> None
                 logger.warning("%s: out of memory with %s; going on with %s", cell.name, each, passes[0])
                 _write_plan(cell, seeds, done + passes)
                 continue
+            release_memory(cell.run.device)
             done.append(each)
             records.extend(measured)
         if workers.is_main:
@@ -140,7 +139,7 @@ def train_pass_within_memory(
     """
     try:
         return train_pass(cell, model, which, monitor)
-    except RuntimeError as err:
+    except (RuntimeError, MemoryError) as err:
         if not is_out_of_memory(err):
             raise
         if cell.run.workers.n > 1:
@@ -153,10 +152,7 @@ def train_pass_within_memory(
                 f"out of memory with {which}, which fitted before; the checkpoint in {cell.work_dir} is kept: free the "
                 f"device and give the same command, or start again in smaller passes with --overwrite"
             ) from err
-    # Only here, after the exception is gone, is nothing left that holds the trainer.
-    gc.collect()
-    if cell.run.device.type == "cuda":
-        torch.cuda.empty_cache()
+    release_memory(cell.run.device)
     remove_folder(cell.work_dir / which.name)
     return None
 
@@ -198,6 +194,8 @@ def train_pass(
         if monitor is not None:
             monitor.end_pass()
         saes = {names[name]: trainer.saes[name] for name in trainer.owned_saes}
+        del trainer
+        release_memory(run.device)  # what is measured needs no optimizer
         hooked = {key: (hookpoints[key[0]], sae) for key, sae in saes.items()}
         measured = evaluate_reconstruction(model, hooked, eval_chunks, batch_size=run.settings.batch_size)
     for key, sae in saes.items():

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,23 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(neox, monkeypatch, c
     assert n_together == 2
     assert [s.ids.tolist() for s in samples] == [s.ids.tolist() for s in real(source, range(10), settings)]
     assert "out of memory with 8 samples together; going on with 4" in caplog.text
+
+
+def test_memory_is_given_back_when_nothing_holds_it_any_more(neox, monkeypatch):
+    """Inside the `except` block the exception still holds the batch that did not fit, and giving back gives nothing."""
+    real, held, seen = sample_tokens, [], []
+
+    def small_device(source, sample_ids, settings, **kwargs):
+        if len(sample_ids) > 3:
+            batch = torch.zeros(1000)
+            held.append(weakref.ref(batch))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(source, sample_ids, settings, **kwargs)
+
+    monkeypatch.setattr(generation, "sample_tokens", small_device)
+    monkeypatch.setattr(generation, "release_memory", lambda device: seen.append([each() for each in held]))
+    sample_within_memory(load(neox), range(8), SamplingSettings(max_length=8), 8, lambda n: None)
+    assert seen == [[None], [None, None]]
 
 
 def test_a_sample_that_never_fits_is_said(neox, monkeypatch):

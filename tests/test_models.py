@@ -3,10 +3,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CONFIGS, load, make_model, train_tokenizer
-from transformers import AutoModel, LlamaConfig, PreTrainedTokenizerFast
+from host_reads import HostReads
+from transformers import AutoConfig, AutoModel, LlamaConfig, PreTrainedTokenizerFast
 
 from sae_utils.errors import InputError, MissingInputError
 from sae_utils.models import (
+    UNMASKED,
     check_fits_context,
     check_layers,
     cut_after_,
@@ -17,6 +19,7 @@ from sae_utils.models import (
     load_config,
     load_trunk,
     resolve_reference,
+    skip_masks_,
 )
 
 
@@ -48,6 +51,29 @@ def layer_output(model, ids):
         model(ids)
     handle.remove()
     return seen[0]
+
+
+@pytest.mark.parametrize("kind", ["neox", "llama", "gpt2"])
+def test_activations_are_computed_without_asking_for_masks(kind, request):
+    """The same to the last bit as with transformers' own masks, and the host need not wait for the device."""
+    model = load_trunk(str(request.getfixturevalue(kind)), torch.device("cpu"), torch.float32)
+    assert model.config._attn_implementation == UNMASKED
+    ids = torch.arange(80).reshape(2, 40)
+    with HostReads() as reads:
+        unmasked = layer_output(model, ids)
+    assert not reads.counts
+    model.set_attn_implementation("sdpa")
+    assert torch.equal(layer_output(model, ids), unmasked)
+
+
+@pytest.mark.parametrize(("kind", "is_skipped"), [("mistral", False), ("gemma2", False), ("qwen2", True)])
+def test_windows_keep_their_masks(kind, is_skipped):
+    """A window that is forgotten shows in long sequences only."""
+    shape = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 4}
+    shape |= {"num_key_value_heads": 2, "intermediate_size": 32} | ({} if kind == "qwen2" else {"sliding_window": 8})
+    model = AutoModel.from_config(AutoConfig.for_model(kind, **shape))
+    skip_masks_(model)
+    assert (model.config._attn_implementation == UNMASKED) == is_skipped
 
 
 def test_missing_layers_are_refused(neox):

@@ -2,7 +2,8 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from sae_utils.packing import Chunks, pack_tokens, sampled_ids, split_chunks
+from sae_utils import packing
+from sae_utils.packing import Chunks, ChunksOnDevice, pack_tokens, sampled_ids, split_chunks
 from sae_utils.shards import FEATURES
 
 
@@ -50,3 +51,25 @@ def test_a_smaller_budget_sees_the_beginning_of_the_same_order():
     other, _ = split_chunks(Chunks(tokens), n_train=15, n_eval=2, shuffle_seed=4)
     assert shorter.order.tolist() == longer.order[:5].tolist()
     assert other.order.tolist() != longer.order.tolist()
+
+
+def test_sequences_come_to_a_device_many_at_a_time(monkeypatch):
+    """A copy a step makes the host wait for a GPU at every step. Here a device that holds no data stands for it."""
+    monkeypatch.setattr(packing, "SEQUENCES_PER_COPY", 4)
+    chunks = ChunksOnDevice(Chunks(np.zeros((10, 3), dtype=np.int32)), torch.device("meta"))
+    copied, copy = [], chunks._copied
+    chunks._copied = lambda block: (copied.append(block), copy(block))[1]
+    rows = [chunks[i]["input_ids"] for i in range(10)]
+    assert {(row.device.type, row.dtype, tuple(row.shape)) for row in rows} == {("meta", torch.int64, (3,))}
+    assert copied == [0, 1, 2]
+
+
+def test_sequences_on_a_device_are_the_same(monkeypatch):
+    """Also from the middle on, as training goes on after an interruption."""
+    monkeypatch.setattr(packing, "SEQUENCES_PER_COPY", 4)
+    chunks = Chunks(np.arange(30, dtype=np.int32).reshape(10, 3), order=np.arange(10)[::-1])
+    for rows in (range(10), range(3, 9)):
+        expected, found = chunks.select(rows), ChunksOnDevice(chunks, torch.device("cpu")).select(rows)
+        assert len(found) == len(expected) and found.ctx_len == 3
+        for i in [*range(len(expected)), 0]:
+            assert torch.equal(found[i]["input_ids"], expected[i]["input_ids"])

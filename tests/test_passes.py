@@ -35,13 +35,26 @@ def test_halves_hold_the_same_saes():
         Pass((3,), (1,)).halves()
 
 
-def test_memory_by_hand():
-    """d_model 2, 3 latents: 12 weights and 5 biases of 4 bytes; weights, gradients, one state; 4 arrays of 10 x 3."""
-    assert sae_bytes(2, 3) == 68
+@pytest.mark.parametrize(
+    ("n_latents", "k", "n_tokens", "one_turn"),
+    [
+        (3, 1, 10, 6 * 80 + 2 * 120),  # the forward pass: latents twice
+        (3, 3, 10, 6 * 80 + 120 + 3 * 80),  # the backward pass: latents, and the gradients of 3 active ones
+        (100, 1, 1, 6 * 8 + 2008),  # the optimizer's step: all weights
+    ],
+)
+def test_memory_by_hand(n_latents, k, n_tokens, one_turn):
+    """d_model 2, all numbers of 4 bytes; an SAE of n latents has 4 n weights and n + 2 biases, held three times."""
+    one_sae = 4 * (5 * n_latents + 2)
+    assert sae_bytes(2, n_latents) == one_sae
     memory = estimate_pass_memory(
-        model_bytes=1000, d_model=2, n_latents=3, optimizer="signum", tokens_per_micro_batch=10
+        model_bytes=1000, d_model=2, n_latents=n_latents, k=k, optimizer="signum", tokens_per_micro_batch=n_tokens
     )
-    assert memory == PassMemory(fixed=1000 + 4 * 4 * 30, per_sae=68 * 3)
-    assert memory.of(2) == 1480 + 408
+    assert memory == PassMemory(fixed=1000 + one_turn, per_sae=one_sae * 3)
+    assert memory.of(2) == 1000 + one_turn + 6 * one_sae
+
+
+def test_as_many_saes_as_fit_into_85_percent():
+    memory = PassMemory(fixed=1480, per_sae=204)
     assert memory.fitting(2223) == 2  # 85 % of it is 1,889
     assert memory.fitting(100) == 0

@@ -6,14 +6,13 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
 import sparsify.sparse_coder
 import sparsify.trainer
 import sparsify.utils
 import torch
 
 from sae_utils import sparse_coders
-from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig, Trainer, decode_where_it_is
+from sae_utils.sparse_coders import Trainer, decode_where_it_is
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,3 +46,45 @@ def test_the_device_of_the_decoder_chooses(monkeypatch):
     weights = torch.arange(12.0).view(3, 4)  # (d_model, n_latents)
     on_cpu = decode_where_it_is(torch.tensor([[1, 3]]), torch.tensor([[2.0, 10.0]]), weights)
     assert on_cpu.tolist() == [[2.0 * 1 + 10 * 3, 2.0 * 5 + 10 * 7, 2.0 * 9 + 10 * 11]]
+
+
+PRIVATE_NAMES = {
+    sparsify.trainer: ["tqdm", "DDP", "Muon", "resolve_widths"],
+    sparsify.sparse_coder: ["decoder_impl"],
+    sparsify.utils: ["decoder_impl", "eager_decode"],
+    sparse_coders.Muon: ["step"],
+    sparse_coders.SparseCoder: ["encode", "decode", "load_from_disk", "load_many"],
+    Trainer: ["fit", "save", "maybe_all_reduce"],
+}
+"""What is replaced, overridden or called of sparsify, though nothing promises that it stays."""
+
+USED_IN_FIT = [
+    "self.global_step += 1",  # the moment at which a step is complete
+    "torch.isin(x, self.exclude_tokens, invert=True)",
+    "tokens_mask.sum().item()",
+    "mask = mask.flatten(0, 1)",
+    "outputs = outputs[mask]",
+    "self.maybe_all_reduce(out.fvu.detach())",
+    "raw.b_dec.data = mean.to(raw.dtype)",
+    "total_variance=total_variance,",
+    "self.dataset.select(range(n, len(self.dataset)))",
+    "DDP(sae, device_ids=[dist.get_rank()])",
+    "counts[did_fire[name]] = 0",
+]
+USED_IN_INIT = [
+    "from bitsandbytes.optim import Adam8bit as Adam",
+    "self.exclude_tokens = torch.tensor(",
+    "self.num_tokens_since_fired = {",
+    "self.lr_schedulers = ",
+    "self.optimizers = ",
+    "self.saes[name] = SparseCoder(",
+]
+
+
+def test_what_we_lean_on_in_sparsify_is_there():
+    """Its loop is used unchanged; a version that does these things otherwise would train something else, unnoticed."""
+    for owner, names in PRIVATE_NAMES.items():
+        assert [name for name in names if not hasattr(owner, name)] == []
+    for method, lines in ((Trainer.fit, USED_IN_FIT), (Trainer.__init__, USED_IN_INIT)):
+        source = inspect.getsource(method)
+        assert [line for line in lines if line not in source] == []

@@ -1,8 +1,14 @@
 """The laws of training: seeds do not see each other, and an interruption does not show."""
 
+import gc
+import sys
+import types
+import weakref
+
 import numpy as np
 import pytest
 import torch
+from host_reads import HostReads
 from safetensors.torch import load_file
 
 from sae_utils.models import cut_after_, find_layers, load_trunk
@@ -15,13 +21,15 @@ class KilledError(Exception):
     """Stands for SIGKILL: nothing of the trainer runs after it."""
 
 
-def make_trainer(folder, work_dir, *, seeds=(0, 1), n_chunks=24, **changes) -> SaeTrainer:
+def make_trainer(
+    folder, work_dir, *, seeds=(0, 1), n_chunks=24, ctx_len=12, dtype=torch.float32, **changes
+) -> SaeTrainer:
     """A trainer on layers 0 and 1 of a tiny model, with random token ids."""
-    model = load_trunk(str(folder), torch.device("cpu"), torch.float32)
+    model = load_trunk(str(folder), torch.device("cpu"), dtype)
     cut_after_(model, 1)
     name = find_layers(model)[0]
     settings = {"batch_size": 2, "save_every": 3, "hookpoints": [f"{name}.0", f"{name}.1"], "init_seeds": list(seeds)}
-    tokens = np.random.default_rng(0).integers(3, 250, (n_chunks, 12)).astype(np.int32)
+    tokens = np.random.default_rng(0).integers(3, 250, (n_chunks, ctx_len)).astype(np.int32)
     cfg = TrainConfig(SparseCoderConfig(num_latents=48, k=4), **(settings | changes))
     return SaeTrainer(cfg, Chunks(tokens), model, work_dir=work_dir)
 
@@ -154,3 +162,108 @@ def test_global_state_is_left_alone(neox, tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "Training" not in captured.err
+
+
+def test_the_models_number_format_hardly_shows_in_the_losses(neox, tmp_path):
+    """In float16 the variance of a batch is infinite, and every loss was 0; bfloat16 has two digits for it."""
+    shape = {"n_chunks": 64, "ctx_len": 256, "batch_size": 16, "seeds": [0], "lr": 0.01}
+    losses = {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        trainer = make_trainer(neox, tmp_path, dtype=dtype, **shape)
+        losses[dtype] = train(trainer)
+        x = model_outputs(trainer)
+        assert x.float().var(dim=0, correction=0).sum() * len(x) > torch.finfo(torch.float16).max, "no room is needed"
+    first, last = losses[torch.float32][0][1], losses[torch.float32][-1][1]
+    for dtype in (torch.bfloat16, torch.float16):
+        for expected, (_, found) in ((first, losses[dtype][0]), (last, losses[dtype][-1])):
+            for name, each in expected.items():
+                assert found[name]["fvu"] == pytest.approx(each["fvu"], rel=0.01)
+                assert 0.1 < each["fvu"] < 1.5
+
+
+def model_outputs(trainer) -> torch.Tensor:
+    """Output of layer 1 for the first batch, `(tokens, d_model)`."""
+    ids = torch.stack([trainer.dataset[i]["input_ids"] for i in range(trainer.cfg.batch_size)])
+    with torch.no_grad():
+        seen = []
+        handle = trainer.model.layers[1].register_forward_hook(lambda module, args, output: seen.append(output))
+        trainer.model(ids)
+        handle.remove()
+    return (seen[0][0] if isinstance(seen[0], tuple) else seen[0]).flatten(0, 1)
+
+
+@pytest.mark.parametrize("optimizer", ["signum", "adam", "muon"])
+@pytest.mark.parametrize("is_collecting", [False, True])
+def test_a_finished_trainer_is_freed(neox, tmp_path, optimizer, is_collecting):
+    """A grid of four cells of 40,960 latents kept 18 GB of what was finished: hooks held the trainer in a circle."""
+    trainer = make_trainer(neox, tmp_path, n_chunks=4, optimizer=optimizer)
+    train(trainer)
+    gone = [weakref.ref(trainer)]
+    if is_collecting:  # PyTorch's learning rate schedules hold their optimizer in a circle of their own
+        gone += [weakref.ref(optimizer) for optimizer in trainer.optimizers]
+        gone += [weakref.ref(parameter) for sae in trainer.saes.values() for parameter in sae.parameters()]
+    gc.collect()
+    gc.disable()
+    try:
+        del trainer
+        if is_collecting:
+            gc.collect()
+        assert [each() for each in gone] == [None] * len(gone)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("optimizer", ["signum", "adam", "muon"])
+def test_steps_ask_the_device_for_nothing_but_losses_every_few(neox, tmp_path, optimizer):
+    """Each question empties a GPU's queue: the host then waits for the device, and the device for the host."""
+    trainer = make_trainer(neox, tmp_path, optimizer=optimizer, save_every=10**9)
+    trainer.read_back_steps = 4
+    counts = []
+
+    def step_counters() -> list[torch.Tensor]:
+        """Adam counts steps on the host."""
+        return [s["step"] for optimizer in trainer.optimizers for s in optimizer.state.values() if "step" in s]
+
+    with HostReads(step_counters) as reads:
+        end_step = trainer._end_step
+
+        def counted() -> None:
+            end_step()
+            counts.append(dict(reads.counts))
+            reads.counts.clear()
+
+        trainer._end_step = counted
+        trainer.fit()
+    assert counts[1:9] == 2 * [{}, {}, {"tolist": 1}, {}]  # of steps 2 to 9; the first one builds things
+
+
+def test_losses_are_reported_for_every_step_whenever_they_are_read(neox, tmp_path):
+    """Read a few together, they are the same numbers in the same order, and a checkpoint finds them reported."""
+    expected = train(make_trainer(neox, tmp_path / "a"))
+    trainer = make_trainer(neox, tmp_path / "b", save_every=5)
+    trainer.read_back_steps = 4
+    saved_after, save_state, seen = [], trainer.save_state, []
+    trainer.save_state = lambda: (saved_after.append(len(seen)), save_state())
+    trainer.on_step = lambda *report: seen.append(report)
+    trainer.fit()
+    assert seen == expected
+    assert saved_after == [5, 10]
+
+
+def test_adam_is_the_same_with_bitsandbytes_installed(neox, tmp_path, monkeypatch):
+    """sparsify takes its 8-bit Adam as soon as it can be imported: other weights, and another estimate of memory."""
+    bitsandbytes = types.ModuleType("bitsandbytes.optim")
+    bitsandbytes.Adam8bit = lambda groups: pytest.fail("Adam of bitsandbytes was taken")
+    monkeypatch.setitem(sys.modules, "bitsandbytes", types.ModuleType("bitsandbytes"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", bitsandbytes)
+    trainer = make_trainer(neox, tmp_path, optimizer="adam")
+    assert [type(each) for each in trainer.optimizers] == [torch.optim.Adam]
+    assert sys.modules["bitsandbytes.optim"] is bitsandbytes
+
+
+def test_steps_are_counted_one_by_one(neox, tmp_path):
+    """Everything at the end of a step hangs on this assignment; another use of it by sparsify must not go unnoticed."""
+    trainer = make_trainer(neox, tmp_path)
+    trainer._is_fitting = True
+    with pytest.raises(AssertionError, match="step 2 after step 0"):
+        trainer.global_step = 2

@@ -1,9 +1,11 @@
 """How a cell is divided, among passes and among processes, does not show in what it trains."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from safetensors.torch import load_file
 from test_cli import ROOT, TRAIN, all_bytes, compared, generate, refused, train
 
 import train_sae
-from sae_utils import grid
+from sae_utils import grid, training
 from sae_utils.sparse_coders import SparseCoder
 from sae_utils.trainer import SaeTrainer
 
@@ -89,6 +91,38 @@ def test_out_of_memory_keeps_a_checkpoint(tiny, monkeypatch, capsys):
     monkeypatch.setattr(SaeTrainer, "_end_step", end_step)
     train_sae.main(flags)
     assert_same_folders("checkpoints", "kept")
+
+
+@pytest.mark.parametrize("optimizer", ["signum", "adam"])
+def test_nothing_of_a_pass_is_kept_for_the_next(tiny, monkeypatch, optimizer):
+    """Four cells kept four cells' SAEs, gradients and optimizers on the device, which was planned for one."""
+    generate("--num_tokens", "2000")
+    memory = grid.plan_grid(parsed(), grid.Workers())[0].target.memory
+    monkeypatch.setattr(grid, "free_bytes", lambda device: int(memory.of(1) / 0.85) + 1)
+    fit, held, n_alive = SaeTrainer.fit, [], []
+
+    def watched(trainer):
+        n_alive.append(sum(each() is not None for each in held))
+        held.append(weakref.ref(trainer))
+        held.extend(weakref.ref(optimizer) for optimizer in trainer.optimizers)
+        held.extend(weakref.ref(sae.W_dec) for sae in trainer.saes.values())
+        fit(trainer)
+
+    monkeypatch.setattr(SaeTrainer, "fit", watched)
+    evaluate, while_measuring = training.evaluate_reconstruction, []
+    monkeypatch.setattr(
+        training,
+        "evaluate_reconstruction",
+        lambda *args, **kwargs: (while_measuring.append(held[-2]()), evaluate(*args, **kwargs))[1],
+    )
+    gc.disable()
+    try:
+        train("--optimizer", optimizer)
+    finally:
+        gc.enable()
+    assert n_alive == [0, 0, 0, 0]
+    assert while_measuring == [None] * 4, "optimizers"
+    assert [each() for each in held] == [None] * len(held)
 
 
 def test_other_errors_are_not_taken_for_memory(tiny, monkeypatch):
