@@ -23,14 +23,14 @@ from sae_utils.evaluation import measure_reconstruction
 from sae_utils.memory import free_bytes
 from sae_utils.models import LoadedModel, load_causal_lm
 from sae_utils.packing import Chunks
-from sae_utils.passes import USABLE_SHARE, sae_bytes
+from sae_utils.passes import DENSE_COPIES, LATENT_COPIES, USABLE_SHARE, sae_bytes
 from sae_utils.progress import token_bar
 from sae_utils.random_tokens import RandomFiring, known_ids, measure_random_firing, random_sequences
 from sae_utils.records import read_json, write_json
 from sae_utils.results import Results, pair_key, read_arrays, read_results, write_arrays
 from sae_utils.sources import Source, pack_source, source_at
 from sae_utils.sparse_coders import SparseCoder
-from sae_utils.splicing import measure_splices
+from sae_utils.splicing import LOGITS_AT_ONCE, measure_splices
 from sae_utils.stability import Floor, compare_dictionaries, directions, untrained_floor
 from sae_utils.trained import TrainedSae
 
@@ -41,6 +41,12 @@ N_SHOWN = 300
 
 STATUS_INTERVAL_SEC = 20.0
 """Time between status lines of a matching."""
+
+LOGIT_SETS = 2
+"""Logits of a batch, `(tokens, vocab)`, side by side: of the untouched model, and with a layer's output replaced."""
+
+PIECE_COPIES = 5
+"""Float32 arrays side by side while pieces of them are compared: log-probabilities of both, and steps to their KL."""
 
 RANDOM_SEED = 0
 """Seed of the random tokens: the same for all SAEs, so that their fake features compare."""
@@ -102,14 +108,32 @@ class Group:
             )
         return chunks.select(range(max(0, start), len(chunks)))
 
-    def in_memory(self, saes: Sequence[TrainedSae]) -> Iterator[dict[tuple, tuple[str, SparseCoder]]]:
+    def in_memory(
+        self, saes: Sequence[TrainedSae], target: LoadedModel
+    ) -> Iterator[dict[tuple, tuple[str, SparseCoder]]]:
         """These SAEs with the layers they read, as many at a time as fit the device beside what is there already."""
         sizes = [sae_bytes(sae.record["d_model"], sae.record["n_latents"]) for sae in saes]
-        n_fit = max(1, int(free_bytes(self.settings.device) * USABLE_SHARE) // max(sizes))
+        room = int(free_bytes(self.settings.device) * USABLE_SHARE) - self.batch_bytes(saes, target)
+        n_fit = max(1, room // max(sizes))
         for part in _batched(saes, n_fit):
             hooked = {sae.key: (sae.hookpoint, sae.load(self.settings.device)) for sae in part}
             yield hooked
             hooked.clear()  # the caller still has a name for it while the next ones are loaded
+
+    def batch_bytes(self, saes: Sequence[TrainedSae], target: LoadedModel) -> int:
+        """Memory that measuring these SAEs takes beside them, whatever their number, for one batch.
+
+        Two sets of logits and the pieces of them that become log-probabilities; the layers' outputs, also in float64;
+        and all latents of every token, for one SAE at a time.
+        """
+        n_tokens = self.settings.batch_size * saes[0].eval_shape[2]
+        vocab, d_model = target.model.get_output_embeddings().weight.shape
+        n_layers = len({sae.layer for sae in saes})
+        n_latents = max(sae.record["n_latents"] for sae in saes)
+        logits = LOGIT_SETS * n_tokens * vocab * target.model.dtype.itemsize
+        pieces = PIECE_COPIES * 4 * min(LOGITS_AT_ONCE, n_tokens * vocab)
+        outputs = (n_layers * target.model.dtype.itemsize + DENSE_COPIES * 8) * n_tokens * d_model
+        return logits + pieces + outputs + LATENT_COPIES * 4 * n_tokens * n_latents
 
 
 def compare(saes: Sequence[TrainedSae], results_dir: Path, settings: ComparisonSettings) -> Results:
@@ -196,7 +220,7 @@ def evaluate_on(group: Group, source: Source, results: Results, load: Callable[[
         return
     target = load()
     chunks = group.held_out(source, target)
-    for hooked in group.in_memory(todo):
+    for hooked in group.in_memory(todo, target):
         options = {"batch_size": group.settings.batch_size}
         with _bar(f"{group.name} on {source.name}", 2 * chunks.order.size * chunks.ctx_len, group) as bar:
             measured = measure_reconstruction(target.model, hooked, chunks, **options, on_tokens=bar.update)
@@ -233,7 +257,7 @@ def count_fakes(group: Group, results: Results, load: Callable[[], LoadedModel])
         seed=RANDOM_SEED,
         n_tokens=n_tokens,
     )
-    for hooked in group.in_memory(todo):
+    for hooked in group.in_memory(todo, target):
         with _bar(f"{group.name} on random tokens", chunks.order.size * chunks.ctx_len, group) as bar:
             firing: dict[Any, RandomFiring] = measure_random_firing(
                 target.model,
@@ -320,7 +344,7 @@ def show_features(group: Group, results: Results, load: Callable[[], LoadedModel
         target = load()
         chunks = group.held_out(group.sources[source_name], target)
         seeds: dict[str, list[dict[str, Any]]] = {}
-        for hooked in group.in_memory(members):
+        for hooked in group.in_memory(members, target):
             with _bar(f"{group.name} contexts of layer {layer}", chunks.order.size * chunks.ctx_len, group) as bar:
                 found = find_contexts(
                     target.model,

@@ -393,6 +393,7 @@ def test_saes_held_a_few_at_a_time_give_the_same_numbers(grid, monkeypatch, call
     """A small device must cost time only."""
     before = everything()
     shutil.rmtree("results")
+    monkeypatch.setattr(comparison.Group, "batch_bytes", lambda group, saes, target: 0)
     monkeypatch.setattr(comparison, "free_bytes", lambda device: 16_000)  # two of 6,400 bytes fit 85 % of it
     compare_all()
     assert {len(keys) for step, *keys in calls if keys} == {1, 2}
@@ -403,12 +404,27 @@ def test_saes_that_were_measured_leave_memory_before_the_next_come(grid, monkeyp
     """Or a device that holds n of them would have to hold 2 n."""
     monkeypatch.setattr(comparison, "free_bytes", lambda device: 0)
     saes = find_all_trained(Path("checkpoints"))
-    parts = []
-    for hooked in Group(saes, {}, settings()).in_memory(saes):
+    group, parts = Group(saes, {}, settings()), []
+    for hooked in group.in_memory(saes, group.load_target()):
         assert [len(part) for part in parts] == [0] * len(parts)
         assert len(hooked) == 1
         parts.append(hooked)
     assert len(parts) == 12
+
+
+def test_room_is_left_for_what_a_batch_needs(grid, monkeypatch):
+    """Filled with SAEs alone, a device has no place for the logits of a large vocabulary."""
+    saes = find_all_trained(Path("checkpoints"))
+    group = Group(saes, {}, settings())
+    target = group.load_target()
+    n_tokens, vocab = 2 * 32, len(target.tokenizer)
+    logits, pieces = 2 * 4 * n_tokens * vocab, 5 * 4 * n_tokens * vocab
+    outputs, latents = (2 * 4 + 6 * 8) * n_tokens * 16, 2 * 4 * n_tokens * 48
+    assert group.batch_bytes(saes, target) == logits + pieces + outputs + latents
+    needed = group.batch_bytes(saes, target) + 3 * 6_400  # for three SAEs
+    for n_bytes, n_together in ((needed - 1, 2), (needed, 3)):
+        monkeypatch.setattr(comparison, "free_bytes", lambda device, n_bytes=n_bytes: math.ceil(n_bytes / 0.85))
+        assert len(next(group.in_memory(saes, target))) == n_together
 
 
 def test_a_source_shorter_than_what_is_held_out_is_used_whole(grid, caplog):
