@@ -7,6 +7,8 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from sae_utils.devices import is_here
+
 USABLE_SHARE = 0.7
 """Share of the free memory that a batch may fill; the rest is for what is not counted here."""
 
@@ -15,6 +17,9 @@ MAX_ROWS = {"cpu": 128, "cuda": 1024}
 
 LOGIT_COPIES = 5
 """Float32 arrays of a row's vocabulary that stand side by side while a token is chosen."""
+
+NOT_HERE = "PyTorch sees no GPU here, so its memory is not known"
+"""What a plan says where `free_bytes` is None."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,13 @@ def is_out_of_memory(err: RuntimeError) -> bool:
     return isinstance(err, torch.OutOfMemoryError) or "not enough memory" in str(err) or "allocate memory" in str(err)
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that this process can have on a device now; processes of one machine share its memory evenly."""
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that this process can have on a device now; None for a GPU that is planned for and not here.
+
+    Processes of one machine share its memory evenly.
+    """
+    if not is_here(device):
+        return None
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

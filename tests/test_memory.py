@@ -1,7 +1,7 @@
 import torch
 from conftest import llama_config, neox_config
 
-from sae_utils.memory import MemoryEstimate, estimate_memory, kv_bytes_per_token
+from sae_utils.memory import MemoryEstimate, estimate_memory, free_bytes, kv_bytes_per_token
 
 GB = 10**9
 
@@ -27,3 +27,13 @@ def test_batch_is_a_power_of_two_that_fits():
     assert memory.fitting_rows(1000 * GB, cuda) == 1024
     assert memory.fitting_rows(1000 * GB, cpu) == 128
     assert memory.fitting_rows(1 * GB, cuda) == 1  # tried one at a time, and refused if that fails
+
+
+def test_memory_of_a_gpu_that_is_not_here_is_not_known(monkeypatch):
+    """Any number would be made up, and a plan would be built on it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert free_bytes(torch.device("cuda", 0)) is None
+    assert free_bytes(torch.device("cpu")) > 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * GB, 8 * GB))
+    assert free_bytes(torch.device("cuda", 0)) == 3 * GB
