@@ -10,7 +10,7 @@ from sae_utils.corpora import corpus_name
 from sae_utils.devices import choose_dtype, dtype_name
 from sae_utils.distributed import Workers
 from sae_utils.errors import InputError
-from sae_utils.expansion import choose_n_latents
+from sae_utils.expansion import check_latents_on_gpu, choose_n_latents
 from sae_utils.memory import NOT_HERE, free_bytes
 from sae_utils.models import (
     check_fits_context,
@@ -58,7 +58,7 @@ def plan_grid(args: argparse.Namespace, workers: Workers, device: torch.device) 
     if not workers.is_main:
         workers.wait()  # the main process packs, the others find it packed
     sources = find_sources(args)
-    targets = find_targets(args, settings, dtype)
+    targets = find_targets(args, settings, device, dtype)
     chunks = {
         (target.name, source.name): pack_source(source, target.tokenizer, settings.ctx_len, args.datasets_dir)
         for target in targets
@@ -95,11 +95,14 @@ def plan_grid(args: argparse.Namespace, workers: Workers, device: torch.device) 
     return [Cell(target, source, chunks[target.name, source.name], run) for target in targets for source in sources]
 
 
-def find_targets(args: argparse.Namespace, settings: TrainingSettings, dtype: torch.dtype) -> list[Target]:
+def find_targets(
+    args: argparse.Namespace, settings: TrainingSettings, device: torch.device, dtype: torch.dtype
+) -> list[Target]:
     """The target models, checked against the settings; their weights are not loaded.
 
     Raises:
-        InputError: If one is missing, lacks a layer, has too short a context, or too few latents for k.
+        InputError: If one is missing, lacks a layer, has too short a context, too few latents for k, or a number of
+            latents that a GPU cannot train.
     """
     targets = []
     for name in args.target_models:
@@ -116,6 +119,8 @@ def find_targets(args: argparse.Namespace, settings: TrainingSettings, dtype: to
                 f"--k must be <= the number of latents, got k={settings.k} with {n_latents} latents for {reference} "
                 f"(d_model {d_model}); lower --k or raise --expansion_factor or --num_latents"
             )
+        if device.type == "cuda":
+            check_latents_on_gpu(n_latents, reference)
         memory = estimate_pass_memory(
             model_bytes=trunk_bytes(config, dtype, max(settings.layers)),
             d_model=d_model,

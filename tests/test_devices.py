@@ -140,6 +140,18 @@ def test_a_gpu_that_is_not_here_is_not_computed_on(capsys, main, argv):
     assert "--device cuda needs a CUDA GPU and PyTorch sees none (CUDA_VISIBLE_DEVICES is '')" in error
 
 
+def test_a_number_of_latents_that_a_gpu_cannot_train_is_refused_in_the_plan(tiny, capsys):
+    """Or sparsify's kernels end the first step with a bare assertion, after everything was loaded."""
+    generate("--num_tokens", "3000")
+    argv = [*TRAIN, "--dry_run", "--num_latents", "50"]
+    train_sae.main([*argv, "--device", "cpu"])
+    capsys.readouterr()
+    assert (
+        "on a GPU the number of latents must be a multiple of 8, got 50 for tiny; change --num_latents or "
+        "--expansion_factor, the nearest numbers are 48 and 56"
+    ) in refused(capsys, train_sae.main, [*argv, "--device", "cuda"])
+
+
 def test_bfloat16_is_assumed_of_a_gpu_that_is_not_here():
     assert choose_dtype("auto", torch.device("cuda", 0)) is torch.bfloat16
     assert choose_dtype("auto", torch.device("cpu")) is torch.float32
