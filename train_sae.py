@@ -171,7 +171,7 @@ def train(args: argparse.Namespace) -> None:
     Raises:
         InputError: If a setting or an input has to be changed.
     """
-    from sae_utils.dependencies import check_sparsify
+    from sae_utils.dependencies import check_compiler, check_sparsify
 
     check_sparsify()
     from sae_utils.devices import choose_device, is_here
@@ -184,6 +184,8 @@ def train(args: argparse.Namespace) -> None:
     with script_output(quiet=args.quiet or not find_launch().is_main):
         device = choose_device(args.device, is_plan=args.dry_run)
         on_gpu = device.type == "cuda" and is_here(device)
+        if on_gpu:
+            check_compiler()
         workers = join_workers(on_gpus=on_gpu)
         # Only now: these import sparsify, which asks PyTorch for GPUs, and PyTorch prints once why it sees none.
         from sae_utils.grid import describe_grid, plan_grid
