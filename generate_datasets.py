@@ -47,14 +47,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--batch_size", type=int, default=None, help="samples decoded together; not given, what fits the device"
     )
     running.add_argument("--output_dir", type=Path, default=Path("datasets"), help="folder of the data sets")
-    running.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto is the GPU if there is one")
+    running.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:N; auto is a GPU if there is one that PyTorch can use"
+    )
     running.add_argument(
         "--dtype", default="auto", help="float32, bfloat16, float16; auto is bfloat16 on a GPU, float32 on a CPU"
     )
     running.add_argument(
         "--overwrite", action="store_true", help="throw away what stands there instead of continuing or extending it"
     )
-    running.add_argument("--dry_run", action="store_true", help="print what would be done and stop")
+    running.add_argument(
+        "--dry_run", action="store_true", help="print what would be done and stop; --device cuda needs no GPU"
+    )
     running.add_argument("--quiet", action="store_true", help="no progress bars, no status lines")
     return parser
 
@@ -78,19 +82,19 @@ def generate(args: argparse.Namespace) -> None:
         InputError: If a setting or an input has to be changed.
     """
     from sae_utils.devices import choose_device, choose_dtype
-    from sae_utils.distributed import join_workers, leave_workers, own_device
+    from sae_utils.distributed import find_launch, join_workers, leave_workers
     from sae_utils.generation import GenerationJob, check_jobs, run_job
     from sae_utils.progress import script_output
     from sae_utils.sampling import SamplingSettings
     from sae_utils.shards import Goal
 
-    workers = join_workers()
-    with script_output(quiet=args.quiet or not workers.is_main):
+    with script_output(quiet=args.quiet or not find_launch().is_main):
         # 1. Check every setting and every model's configuration before anything large is loaded.
         settings = SamplingSettings(args.seed, args.temperature, args.top_p, args.max_length)
         goal = Goal(None if args.num_tokens is not None else args.n, args.num_tokens)
-        device = own_device(choose_device(args.device))
+        device = choose_device(args.device, is_plan=args.dry_run)
         dtype = choose_dtype(args.dtype, device)
+        workers = join_workers()
         jobs = check_jobs(
             [
                 GenerationJob(model, args.output_dir, settings, goal, args.batch_size, device, dtype, args.overwrite)

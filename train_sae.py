@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 
 from sae_utils.errors import InputError
 
-if TYPE_CHECKING:  # its import takes seconds, which --help does not need
+if TYPE_CHECKING:  # their import takes seconds, which --help does not need
+    import torch
+
     from sae_utils.trained import TrainedSae
 
 
@@ -133,7 +135,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="auto is online when logged in, offline when not",
     )
     running = parser.add_argument_group("running")
-    running.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto is the GPU if there is one")
+    running.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:N; auto is a GPU if there is one that PyTorch can use"
+    )
     running.add_argument(
         "--dtype",
         default="auto",
@@ -142,7 +146,9 @@ def build_parser() -> argparse.ArgumentParser:
     running.add_argument(
         "--overwrite", action="store_true", help="throw away what stands there instead of continuing it"
     )
-    running.add_argument("--dry_run", action="store_true", help="print what would be done and stop")
+    running.add_argument(
+        "--dry_run", action="store_true", help="print what would be done and stop; --device cuda needs no GPU"
+    )
     running.add_argument("--quiet", action="store_true", help="no progress bars, no status lines")
     return parser
 
@@ -165,29 +171,35 @@ def train(args: argparse.Namespace) -> None:
     Raises:
         InputError: If a setting or an input has to be changed.
     """
-    from sae_utils.dependencies import check_sparsify
+    from sae_utils.dependencies import check_compiler, check_sparsify
 
     check_sparsify()
-    from sae_utils.devices import choose_device
-    from sae_utils.distributed import join_workers, leave_workers
-    from sae_utils.grid import describe_grid, plan_grid
+    from sae_utils.devices import choose_device, is_here
+    from sae_utils.distributed import find_launch, join_workers, leave_workers
     from sae_utils.progress import script_output
-    from sae_utils.tracking import choose_wandb_mode
-    from sae_utils.trained import find_all_trained, find_trained
-    from sae_utils.training import train_cells
 
     if args.random_tokens < 1 or args.batch_size < 1:
         found = f"{args.random_tokens} and {args.batch_size}"
         raise InputError(f"--random_tokens and --batch_size must be at least 1, got {found}")
-    workers = join_workers(on_gpus=choose_device(args.device).type == "cuda")
-    with script_output(quiet=args.quiet or not workers.is_main):
+    with script_output(quiet=args.quiet or not find_launch().is_main):
+        device = choose_device(args.device, is_plan=args.dry_run)
+        on_gpu = device.type == "cuda" and is_here(device)
+        if on_gpu:
+            check_compiler()
+        workers = join_workers(on_gpus=on_gpu)
+        # Only now: these import sparsify, which asks PyTorch for GPUs, and PyTorch prints once why it sees none.
+        from sae_utils.grid import describe_grid, plan_grid
+        from sae_utils.tracking import choose_wandb_mode
+        from sae_utils.trained import find_all_trained, find_trained
+        from sae_utils.training import train_cells
+
         if args.eval_only:
             saes = find_all_trained(args.checkpoint_dir)
             plan = f"{len(saes)} finished SAEs in {args.checkpoint_dir}"
             wandb_mode = choose_wandb_mode(args.wandb_mode)
         else:
             # 1. Find models and data sets, pack the tokens, and give every cell of the grid the same budget.
-            cells = plan_grid(args, workers)
+            cells = plan_grid(args, workers, device)
             plan = describe_grid(cells)
             wandb_mode = cells[0].run.wandb["mode"]
         if workers.is_main:
@@ -200,16 +212,16 @@ def train(args: argparse.Namespace) -> None:
 
             # 3. Compare: on every source, on random tokens, across seeds.  4. Show and keep the results.
             if workers.is_main and not args.train_only:
-                compare_and_report(args, saes, wandb_mode)
+                compare_and_report(args, saes, wandb_mode, device)
             workers.wait()
     leave_workers()
 
 
-def compare_and_report(args: argparse.Namespace, saes: Sequence["TrainedSae"], wandb_mode: str) -> None:
+def compare_and_report(
+    args: argparse.Namespace, saes: Sequence["TrainedSae"], wandb_mode: str, device: "torch.device"
+) -> None:
     """Measure finished SAEs, and put the results on the terminal, on a page, and into W&B."""
     from sae_utils.comparison import ComparisonSettings, compare
-    from sae_utils.devices import choose_device
-    from sae_utils.distributed import own_device
     from sae_utils.figures import write_figures
     from sae_utils.page import write_report
     from sae_utils.report import results_tables, wandb_summary
@@ -218,7 +230,7 @@ def compare_and_report(args: argparse.Namespace, saes: Sequence["TrainedSae"], w
 
     settings = ComparisonSettings(
         datasets_dir=args.datasets_dir,
-        device=own_device(choose_device(args.device)),
+        device=device,
         batch_size=args.batch_size,
         n_random_tokens=args.random_tokens,
         quiet=args.quiet,

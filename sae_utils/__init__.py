@@ -3,7 +3,7 @@
     errors          the exception that reaches users as one line
     paths           names of folders
     records         JSON records, written whole; versions; comparison of settings
-    dependencies    is the installed `sparsify` EleutherAI's?
+    dependencies    is the installed `sparsify` EleutherAI's, and can it be compiled for a GPU?
     devices         --device and --dtype
     progress        token bars; what other libraries may print
     models          finding, loading, cutting and identifying language models

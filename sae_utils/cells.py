@@ -110,8 +110,8 @@ class Run:
     device: torch.device
     """Where to compute."""
 
-    free_bytes: int
-    """Memory that the device had left when the run was planned."""
+    free_bytes: int | None
+    """Memory that the device had left when the run was planned; None for a GPU that is not here."""
 
     dtype: torch.dtype
     """Number format of the target model; SAEs are float32."""
@@ -163,11 +163,11 @@ class Cell:
         return seed_dir(self.run.checkpoint_dir, self.target.name, self.source.name, seed)
 
     def plan_passes(self, seeds: Sequence[int]) -> list[Pass]:
-        """How the SAEs of these seeds are trained, given the memory there is."""
+        """How the SAEs of these seeds are trained, given the memory there is; in one pass if that is not known."""
         run = self.run
-        n_together = run.workers.n if run.distribute_modules else 1
-        n_fit = self.target.memory.fitting(run.free_bytes)
-        return plan_passes(run.settings.layers, seeds, n_fit, n_layers_together=n_together)
+        layers, n_together = run.settings.layers, run.workers.n if run.distribute_modules else 1
+        n_fit = len(layers) * len(seeds) if run.free_bytes is None else self.target.memory.fitting(run.free_bytes)
+        return plan_passes(layers, seeds, n_fit, n_layers_together=n_together)
 
     def identity(self) -> dict[str, Any]:
         """Everything, beside the seed, that decides the weights; compared before anything is continued."""

@@ -1,6 +1,10 @@
-"""Is the installed `sparsify` EleutherAI's? Another project on the package index has the same import name."""
+"""What `sparsify` needs: to be EleutherAI's, as another project has its import name, and on a GPU a C compiler."""
 
-from importlib import metadata
+import os
+import shutil
+import sysconfig
+from importlib import metadata, util
+from pathlib import Path
 
 from sae_utils.errors import InputError
 
@@ -20,6 +24,46 @@ def check_sparsify() -> None:
         )
     if not _is_installed("eai-sparsify"):
         raise InputError("EleutherAI's sparsify is not installed; run: pip install eai-sparsify (not `sparsify`)")
+
+
+def check_compiler() -> None:
+    """Refuse to start on a GPU where Triton, in which sparsify's decoder is written, cannot compile.
+
+    Nothing is needed where sparsify does without Triton.
+
+    Raises:
+        InputError: If there is no C compiler, or Python's headers are not there.
+
+    Source: `_build` in triton/runtime/build.py; it looks for the same compilers and headers.
+    """
+    if os.environ.get("SPARSIFY_DISABLE_TRITON") == "1" or util.find_spec("triton") is None:
+        return
+    missing = [each for each in (_missing_compiler(), _missing_headers()) if each]
+    if missing:
+        raise InputError(
+            f"on a GPU, sparsify's decoder is compiled by Triton, which needs a C compiler and Python's headers; here "
+            f"{' and '.join(missing)}; run: conda install -c conda-forge c-compiler (conda; then activate again), or "
+            f"apt install gcc python3-dev (Debian), or set SPARSIFY_DISABLE_TRITON=1 (slower)"
+        )
+
+
+def _missing_compiler() -> str | None:
+    """What is wrong with the C compiler, if anything is."""
+    chosen = os.environ.get("CC")
+    if chosen is None:
+        return None if shutil.which("gcc") or shutil.which("clang") else "neither gcc nor clang is on PATH"
+    return None if shutil.which(chosen) else f"the compiler CC={chosen} is not there"
+
+
+def _missing_headers() -> str | None:
+    """Where Python's headers should be, if they are not."""
+    scheme = sysconfig.get_default_scheme()
+    # Debian's scheme for packages installed by hand has another folder than its headers.
+    folder = sysconfig.get_paths("posix_prefix" if scheme == "posix_local" else scheme)["include"]
+    searched = [folder]  # and where compilers look by themselves
+    for variable in ("CPATH", "C_INCLUDE_PATH"):
+        searched += filter(None, os.environ.get(variable, "").split(os.pathsep))
+    return None if any(Path(each, "Python.h").exists() for each in searched) else f"{folder} has no Python.h"
 
 
 def _is_installed(package: str) -> bool:

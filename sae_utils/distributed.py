@@ -1,17 +1,38 @@
-"""Several processes started by `torchrun`: who I am, what I compute on, and the few things all must agree on."""
+"""Several processes started by `torchrun`: who I am, and the few things all must agree on."""
 
 import os
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 TIMEOUT = timedelta(days=7)
 """How long processes wait for each other: a round of sampling may take hours, and a dead one is torchrun's to
 notice."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What `torchrun` tells a process that it starts; the defaults are a process alone."""
+
+    rank: int = 0
+    """Number of this process among all, 0 .. n - 1."""
+
+    n: int = 1
+    """Number of processes, on all machines."""
+
+    local_rank: int = 0
+    """Number of this process on its machine, 0 .. n_local - 1."""
+
+    n_local: int = 1
+    """Number of processes on this machine."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this will be the main process of `Workers`."""
+        return self.rank == 0
 
 
 @dataclass(frozen=True)
@@ -57,17 +78,21 @@ class Workers:
             dist.barrier()
 
 
+def find_launch() -> Launch:
+    """How this process was started, before it has joined the others."""
+    variables = {"rank": "RANK", "n": "WORLD_SIZE", "local_rank": "LOCAL_RANK", "n_local": "LOCAL_WORLD_SIZE"}
+    return Launch(**{field: int(os.environ[name]) for field, name in variables.items() if name in os.environ})
+
+
 def join_workers(*, on_gpus: bool = False) -> Workers:
     """Join the processes that `torchrun` started; without torchrun, this process is alone.
 
     Args:
-        on_gpus: Whether tensors on GPUs will be exchanged, too.
+        on_gpus: Whether tensors on GPUs will be exchanged, too, each process's on its current one.
     """
-    n = int(os.environ.get("WORLD_SIZE", "1"))
+    n = find_launch().n
     if n == 1:
         return Workers()
-    if on_gpus:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=TIMEOUT)
     return Workers(dist.get_rank(), n)
@@ -77,10 +102,3 @@ def leave_workers() -> None:
     """End what `join_workers` began."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def own_device(device: torch.device) -> torch.device:
-    """The GPU of this process when several share a machine, else the device as given."""
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return device

@@ -7,6 +7,9 @@ EXPANSION_FACTORS = {"pythia-1.4b": 20, "pythia-2.8b": 16}
 
 DEFAULT_N_LATENTS = 40_960
 
+GPU_STEP = 8
+"""Latents that sparsify's kernels on a GPU take at a time: any number that is not a multiple is an assertion there."""
+
 
 def choose_n_latents(model: str, d_model: int, *, expansion_factor: int | None, num_latents: int | None) -> int:
     """Number of latents for SAEs on this model.
@@ -38,3 +41,18 @@ def choose_n_latents(model: str, d_model: int, *, expansion_factor: int | None, 
     if expansion_factor is None:
         expansion_factor = EXPANSION_FACTORS.get(model)
     return DEFAULT_N_LATENTS if expansion_factor is None else expansion_factor * d_model
+
+
+def check_latents_on_gpu(n_latents: int, reference: str) -> None:
+    """Refuse a number of latents that cannot be trained on a GPU.
+
+    Raises:
+        InputError: If it is not a multiple of 8.
+    """
+    if n_latents % GPU_STEP:
+        below = n_latents // GPU_STEP * GPU_STEP
+        nearest = " and ".join(str(n) for n in (below, below + GPU_STEP) if n)
+        raise InputError(
+            f"on a GPU the number of latents must be a multiple of {GPU_STEP}, got {n_latents} for {reference}; change "
+            f"--num_latents or --expansion_factor, the nearest numbers are {nearest}"
+        )

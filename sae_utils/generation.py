@@ -17,7 +17,15 @@ from sae_utils.data_card import write_data_card
 from sae_utils.devices import dtype_name
 from sae_utils.distributed import Workers
 from sae_utils.errors import InputError
-from sae_utils.memory import MemoryEstimate, estimate_memory, free_bytes, is_out_of_memory, release_memory
+from sae_utils.memory import (
+    MAX_ROWS,
+    NOT_HERE,
+    MemoryEstimate,
+    estimate_memory,
+    free_bytes,
+    is_out_of_memory,
+    release_memory,
+)
 from sae_utils.models import (
     LoadedModel,
     check_fits_context,
@@ -106,18 +114,22 @@ class CheckedJob:
     n_rows: int
     """Samples decoded together, and samples in a shard."""
 
+    free_bytes: int | None
+    """Memory that the device has left; None for a GPU that is not here."""
+
     def describe(self) -> str:
         """What the job will do, in a few lines."""
         job, chosen, n_rows = self.job, self.job.settings, self.n_rows
         most = job.goal.n_tokens or job.goal.n_samples * chosen.max_length
         at_most = "" if job.goal.n_tokens else f", at most {most:,} tokens"
+        unknown = f"; {NOT_HERE}" if self.free_bytes is None else ""
         return (
             f"{job.reference} -> {job.folder}\n"
             f"  {job.goal} of up to {chosen.max_length:,} tokens{at_most}; seed {chosen.seed}, temperature "
             f"{chosen.temperature}, top_p {chosen.top_p}\n"
             f"  {self.memory.n_parameters / 1e6:,.0f} M parameters in {dtype_name(job.dtype)} on {job.device}: "
             f"{self.memory.model_bytes / GB:.2f} GB; {n_rows} samples together, {self.memory.row_bytes / MB:,.1f} MB "
-            f"each: {n_rows * self.memory.row_bytes / GB:.2f} GB\n"
+            f"each: {n_rows * self.memory.row_bytes / GB:.2f} GB{unknown}\n"
             f"  up to {most * DISK_BYTES_PER_TOKEN / GB:.3f} GB on disk"
         )
 
@@ -141,9 +153,10 @@ def check_jobs(jobs: list[GenerationJob], workers: Workers) -> list[CheckedJob]:
             )
         folders[job.folder] = job.model
         memory = estimate_memory(config, job.dtype, job.settings.max_length)
-        n_rows = job.batch_size or memory.fitting_rows(free_bytes(job.device), job.device)
+        free = free_bytes(job.device)
         # One number for all processes: it says which samples are whose.
-        checked.append(CheckedJob(job, memory, workers.agree(n_rows)))
+        n_rows = workers.agree(_rows_together(job, memory, free))
+        checked.append(CheckedJob(job, memory, n_rows, free))
     return checked
 
 
@@ -271,6 +284,13 @@ def fingerprint_dataset(dataset: Dataset) -> str:
         digest.update(np.asarray(column.value_lengths(), dtype=np.int32).tobytes())
         digest.update(np.asarray(column.flatten(), dtype=np.int32).tobytes())
     return digest.hexdigest()[:16]
+
+
+def _rows_together(job: GenerationJob, memory: MemoryEstimate, free: int | None) -> int:
+    """Samples decoded together: as many as asked for, as fit, or as are ever allowed if the memory is not known."""
+    if job.batch_size is not None:
+        return job.batch_size
+    return MAX_ROWS[job.device.type] if free is None else memory.fitting_rows(free, job.device)
 
 
 def _rows_in_round(checked: CheckedJob, n_samples: int, n_tokens: int, n_workers: int) -> int:

@@ -7,11 +7,11 @@ import torch
 
 from sae_utils.cells import Cell, Run, Target, TrainingSettings
 from sae_utils.corpora import corpus_name
-from sae_utils.devices import choose_device, choose_dtype, dtype_name
-from sae_utils.distributed import Workers, own_device
+from sae_utils.devices import choose_dtype, dtype_name
+from sae_utils.distributed import Workers
 from sae_utils.errors import InputError
-from sae_utils.expansion import choose_n_latents
-from sae_utils.memory import free_bytes
+from sae_utils.expansion import check_latents_on_gpu, choose_n_latents
+from sae_utils.memory import NOT_HERE, free_bytes
 from sae_utils.models import (
     check_fits_context,
     check_layers,
@@ -30,8 +30,13 @@ from sae_utils.tracking import choose_wandb_mode
 GB = 1e9
 
 
-def plan_grid(args: argparse.Namespace, workers: Workers) -> list[Cell]:
+def plan_grid(args: argparse.Namespace, workers: Workers, device: torch.device) -> list[Cell]:
     """Every cell of the grid, targets outside, sources inside; the same in all processes.
+
+    Args:
+        args: Flags of `train_sae.py`.
+        workers: The processes that train together.
+        device: Where this one computes.
 
     Raises:
         InputError: If a setting, a model or a data set has to be changed.
@@ -49,12 +54,11 @@ def plan_grid(args: argparse.Namespace, workers: Workers) -> list[Cell]:
     )
     _check_run_flags(args)
     _check_workers(args, workers)
-    device = own_device(choose_device(args.device))
     dtype = choose_dtype(args.dtype, device)
     if not workers.is_main:
         workers.wait()  # the main process packs, the others find it packed
     sources = find_sources(args)
-    targets = find_targets(args, settings, dtype)
+    targets = find_targets(args, settings, device, dtype)
     chunks = {
         (target.name, source.name): pack_source(source, target.tokenizer, settings.ctx_len, args.datasets_dir)
         for target in targets
@@ -91,11 +95,14 @@ def plan_grid(args: argparse.Namespace, workers: Workers) -> list[Cell]:
     return [Cell(target, source, chunks[target.name, source.name], run) for target in targets for source in sources]
 
 
-def find_targets(args: argparse.Namespace, settings: TrainingSettings, dtype: torch.dtype) -> list[Target]:
+def find_targets(
+    args: argparse.Namespace, settings: TrainingSettings, device: torch.device, dtype: torch.dtype
+) -> list[Target]:
     """The target models, checked against the settings; their weights are not loaded.
 
     Raises:
-        InputError: If one is missing, lacks a layer, has too short a context, or too few latents for k.
+        InputError: If one is missing, lacks a layer, has too short a context, too few latents for k, or a number of
+            latents that a GPU cannot train.
     """
     targets = []
     for name in args.target_models:
@@ -112,6 +119,8 @@ def find_targets(args: argparse.Namespace, settings: TrainingSettings, dtype: to
                 f"--k must be <= the number of latents, got k={settings.k} with {n_latents} latents for {reference} "
                 f"(d_model {d_model}); lower --k or raise --expansion_factor or --num_latents"
             )
+        if device.type == "cuda":
+            check_latents_on_gpu(n_latents, reference)
         memory = estimate_pass_memory(
             model_bytes=trunk_bytes(config, dtype, max(settings.layers)),
             d_model=d_model,
@@ -152,8 +161,9 @@ def describe_grid(cells: Sequence[Cell]) -> str:
     lines = [
         f"{len(cells)} cells x {len(settings.layers)} layers x {run.n_seeds} seeds; per SAE {budget.n_train_tokens:,} "
         f"training tokens in {n_steps:,} steps, {budget.n_eval_tokens:,} tokens held out; {run.device}, "
-        f"{dtype_name(run.dtype)}"
+        f"{dtype_name(run.dtype)}" + (f"; {NOT_HERE}" if run.free_bytes is None else "")
     ]
+    free = "" if run.free_bytes is None else f" of {run.free_bytes / GB:.2f} GB free"
     for cell in cells:
         target = cell.target
         passes = cell.plan_passes(range(run.n_seeds))
@@ -162,9 +172,8 @@ def describe_grid(cells: Sequence[Cell]) -> str:
         memory = target.memory.of(-(-n_together // n_processes))
         lines.append(
             f"  {cell.name}: {target.n_latents:,} latents, k {settings.k}, {len(passes)} "
-            f"pass{'es' if len(passes) > 1 else ''} ({'; '.join(map(str, passes))}), about {memory / GB:.2f} GB of "
-            f"{run.free_bytes / GB:.2f} GB free, {sae_bytes(target.d_model, target.n_latents) * n_saes / GB:.2f} GB on "
-            f"disk"
+            f"pass{'es' if len(passes) > 1 else ''} ({'; '.join(map(str, passes))}), about {memory / GB:.2f} GB{free}, "
+            f"{sae_bytes(target.d_model, target.n_latents) * n_saes / GB:.2f} GB on disk"
         )
     return "\n".join(lines)
 

@@ -8,6 +8,8 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from sae_utils.devices import is_here
+
 USABLE_SHARE = 0.85
 """Share of the free memory that a batch may fill; the rest is for what is not counted here."""
 
@@ -36,6 +38,9 @@ OUT_OF_MEMORY_WORDINGS = (
 
 LOGIT_COPIES = 5
 """Float32 arrays of a row's vocabulary that stand side by side while a token is chosen."""
+
+NOT_HERE = "PyTorch sees no GPU here, so its memory is not known"
+"""What a plan says where `free_bytes` is None."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +104,13 @@ def release_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that this process can have on a device now; processes of one machine share its memory evenly."""
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that this process can have on a device now; None for a GPU that is planned for and not here.
+
+    Processes of one machine share its memory evenly.
+    """
+    if not is_here(device):
+        return None
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

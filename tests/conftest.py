@@ -17,6 +17,10 @@ from sae_utils.models import LoadedModel, load_causal_lm
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)  # these models are too small for two threads to do anything but wait for each other
+if not torch.cuda.is_available():
+    os.environ["CUDA_VISIBLE_DEVICES"] = (
+        ""  # a card that PyTorch cannot use is warned of, which is not what tests expect
+    )
 
 CORPUS = [
     "the quick brown fox jumps over the lazy dog and runs away into the deep dark forest",
@@ -136,6 +140,45 @@ def _run_until(main: Callable, argv: list[str], moment: int) -> None:
     for name in ("fsync", "replace", "rename"):
         setattr(os, name, deadly(getattr(os, name)))
     main(argv)
+
+
+def pretend_gpus(monkeypatch, n_gpus: int, *, fails_with: str | None = None) -> list[torch.device]:
+    """Let PyTorch see this many GPUs; the list fills with those that are made current.
+
+    A first computation on one of them ends with the error `fails_with`, if that is given.
+    """
+    current: list[torch.device] = []
+    zeros = torch.zeros
+
+    def zeros_on_gpu(*shape, device=None, **options):
+        if device is None or torch.device(device).type == "cpu":
+            return zeros(*shape, device=device, **options)
+        if fails_with:
+            raise RuntimeError(fails_with)
+        return zeros(*shape, **options)
+
+    monkeypatch.setattr(torch, "zeros", zeros_on_gpu)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    return current
+
+
+def pretend_nvidia_smi(monkeypatch, commands: str) -> None:
+    """Put an `nvidia-smi` on PATH that runs these shell commands; the cards are not hidden from PyTorch."""
+    path = Path("bin/nvidia-smi").absolute()
+    path.parent.mkdir()
+    path.write_text(f"#!/bin/sh\n{commands}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(path.parent), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def pretend_launch(monkeypatch, *, rank: int = 0, n: int = 1, local_rank: int = 0, n_local: int = 1) -> None:
+    """Set what torchrun tells a process; whoever joins the others then fails for want of their address."""
+    values = {"RANK": rank, "WORLD_SIZE": n, "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": n_local}
+    for name, value in values.items():
+        monkeypatch.setenv(name, str(value))
 
 
 @pytest.fixture(autouse=True)

@@ -140,6 +140,8 @@ def test_conda_takes_the_same_lists_and_the_tested_python():
     (python,) = [entry for entry in environment["dependencies"] if str(entry).startswith("python=")]
     supported = re.search(r'target-version = "py3(\d+)"', (ROOT / "pyproject.toml").read_text())[1]
     assert python == f"python=3.{supported}"
+    others = [entry for entry in environment["dependencies"] if isinstance(entry, str) and entry != python]
+    assert others == ["pip", "c-compiler"], "the first lines of the file say what comes from conda-forge"
     assert f"Python >= 3.{supported}" in (ROOT / "Makefile").read_text()
     assert f"Python >= 3.{supported}" in README
 

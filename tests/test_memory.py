@@ -3,7 +3,7 @@ import pytest
 import torch
 from conftest import llama_config, neox_config
 
-from sae_utils.memory import MemoryEstimate, estimate_memory, is_out_of_memory, kv_bytes_per_token
+from sae_utils.memory import MemoryEstimate, estimate_memory, free_bytes, is_out_of_memory, kv_bytes_per_token
 
 GB = 10**9
 
@@ -87,3 +87,13 @@ def test_a_real_lack_of_memory_is_recognised():
     with pytest.raises((RuntimeError, MemoryError)) as too_much:
         np.empty(2**58, dtype=np.uint8)
     assert is_out_of_memory(too_much.value)
+
+
+def test_memory_of_a_gpu_that_is_not_here_is_not_known(monkeypatch):
+    """Any number would be made up, and a plan would be built on it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert free_bytes(torch.device("cuda", 0)) is None
+    assert free_bytes(torch.device("cpu")) > 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * GB, 8 * GB))
+    assert free_bytes(torch.device("cuda", 0)) == 3 * GB

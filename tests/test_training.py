@@ -33,7 +33,7 @@ def test_several_passes_train_what_one_does(tiny, monkeypatch, capsys, n_passes)
     """A small device must cost time only."""
     generate("--num_tokens", "2000")
     train()
-    memory = grid.plan_grid(parsed(), grid.Workers())[0].target.memory
+    memory = grid.plan_grid(parsed(), grid.Workers(), torch.device("cpu"))[0].target.memory
     monkeypatch.setattr(grid, "free_bytes", lambda device: int(memory.of(4 // n_passes) / 0.85) + 1)
     train("--checkpoint_dir", "divided")
     assert f"{n_passes} passes (layers 0, seeds 0" in capsys.readouterr().out
@@ -97,7 +97,7 @@ def test_out_of_memory_keeps_a_checkpoint(tiny, monkeypatch, capsys):
 def test_nothing_of_a_pass_is_kept_for_the_next(tiny, monkeypatch, optimizer):
     """Four cells kept four cells' SAEs, gradients and optimizers on the device, which was planned for one."""
     generate("--num_tokens", "2000")
-    memory = grid.plan_grid(parsed(), grid.Workers())[0].target.memory
+    memory = grid.plan_grid(parsed(), grid.Workers(), torch.device("cpu"))[0].target.memory
     monkeypatch.setattr(grid, "free_bytes", lambda device: int(memory.of(1) / 0.85) + 1)
     fit, held, n_alive = SaeTrainer.fit, [], []
 
@@ -145,7 +145,7 @@ def test_corpora_are_sources_like_any_other(tiny):
     runs = [json.loads(path.read_text()) for path in sorted(Path("checkpoints").glob("*/run.json"))]
     assert [run["dataset"] for run in runs] == ["facts.jsonl", "prose.txt", "datasets/tiny_42_1.0_0.9"]
     assert len({(run["n_train_tokens"], run["n_eval_tokens"]) for run in runs}) == 1
-    cells = grid.plan_grid(parsed("--text_datasets", "prose.txt", "facts.jsonl"), grid.Workers())
+    cells = grid.plan_grid(parsed("--text_datasets", "prose.txt", "facts.jsonl"), grid.Workers(), torch.device("cpu"))
     assert len({len(cell.chunks) for cell in cells}) == 3, "sources of one size test nothing"
 
 
