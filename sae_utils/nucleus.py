@@ -21,6 +21,9 @@ ROWS_AT_ONCE = 32
 """Rows handled together on a CPU: 32 rows of 50,000 float32 probabilities are 6 MB, which the last-level cache
 holds."""
 
+SORTED_ROWS = 64
+"""Rows sorted in full together: sorting takes several times the memory of what is sorted."""
+
 
 def choose_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
     """Draw one token per row from the truncated distribution.
@@ -42,6 +45,37 @@ def choose_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p
     ]
     tokens, nlls = zip(*chosen, strict=True)
     return torch.cat(tokens), torch.cat(nlls)
+
+
+def choose_among(
+    logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float, n_candidates: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`choose_tokens` for a device that must not be asked: shapes do not depend on what the tensors hold.
+
+    Only the most probable tokens are looked at. Whether they were enough stays on the device, to be read when it is
+    convenient; if they were not, what was chosen is not to be used.
+
+    Args:
+        logits: Next-token logits, `(batch, vocab)`, any float type.
+        uniforms: Numbers in [0, 1), float64 `(batch,)`.
+        temperature: Divides the logits, > 0.
+        top_p: Nucleus mass, in (0, 1].
+        n_candidates: Tokens looked at; as many as there are, or more, are always enough.
+
+    Returns:
+        Token ids and their negative log-likelihoods, as of `choose_tokens`; and whether the candidates held the whole
+        nucleus of every row, bool `()`.
+    """
+    logits, probs = _probabilities(logits, temperature)
+    if top_p >= 1.0:
+        tokens, is_whole = _invert_cdf(probs, uniforms), torch.ones(len(probs), dtype=torch.bool, device=probs.device)
+    elif n_candidates >= probs.shape[-1]:
+        parts = zip(probs.split(SORTED_ROWS), uniforms.split(SORTED_ROWS), strict=True)
+        tokens = torch.cat([_choose_fully_sorted(rows, numbers, top_p) for rows, numbers in parts])
+        is_whole = torch.ones(len(probs), dtype=torch.bool, device=probs.device)
+    else:
+        tokens, is_whole = _choose_from_top(probs, uniforms, top_p, n_candidates)
+    return tokens, _negative_log_likelihood(logits, probs, tokens, temperature), is_whole.all()
 
 
 def truncated_distribution(logits: Tensor, *, temperature: float, top_p: float) -> Tensor:
@@ -67,12 +101,22 @@ def truncated_distribution(logits: Tensor, *, temperature: float, top_p: float) 
 
 def _choose_rows(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
     """`choose_tokens` for few enough rows that their probabilities stay in the processor's cache."""
-    logits = logits.float()  # (batch, vocab)
-    probs = torch.softmax(logits if temperature == 1.0 else logits / temperature, dim=-1)
+    logits, probs = _probabilities(logits, temperature)
     tokens = _choose_from_probs(probs, uniforms, top_p)
+    return tokens, _negative_log_likelihood(logits, probs, tokens, temperature)
+
+
+def _probabilities(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Logits in float32, and probabilities at a temperature, both `(batch, vocab)`."""
+    logits = logits.float()
+    return logits, torch.softmax(logits if temperature == 1.0 else logits / temperature, dim=-1)
+
+
+def _negative_log_likelihood(logits: Tensor, probs: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    """Of tokens `(batch,)`, under the model's own distribution."""
     if temperature == 1.0:
-        return tokens, -probs.gather(-1, tokens[:, None]).squeeze(-1).log()
-    return tokens, torch.logsumexp(logits, dim=-1) - logits.gather(-1, tokens[:, None]).squeeze(-1)
+        return -probs.gather(-1, tokens[:, None]).squeeze(-1).log()
+    return torch.logsumexp(logits, dim=-1) - logits.gather(-1, tokens[:, None]).squeeze(-1)
 
 
 def _choose_from_probs(probs: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
@@ -88,9 +132,26 @@ def _choose_from_probs(probs: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
         if is_whole.all():
             return tokens
         rows, probs, uniforms = rows[~is_whole], probs[~is_whole], uniforms[~is_whole]
-    values, ids = probs.sort(dim=-1, descending=True, stable=True)
-    tokens[rows], _ = _choose_sorted(values, ids, uniforms, top_p)
+    tokens[rows] = _choose_fully_sorted(probs, uniforms, top_p)
     return tokens
+
+
+def _choose_fully_sorted(probs: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
+    """Tokens `(batch,)` from probabilities `(batch, vocab)`, all of them in order."""
+    values, ids = probs.sort(dim=-1, descending=True, stable=True)
+    return _choose_sorted(values, ids, uniforms, top_p)[0]
+
+
+def _choose_from_top(probs: Tensor, uniforms: Tensor, top_p: float, n_candidates: int) -> tuple[Tensor, Tensor]:
+    """Tokens `(batch,)` from the most probable ones, and for which rows these hold the whole nucleus for certain."""
+    values, ids = probs.topk(n_candidates, dim=-1, sorted=False)
+    ids, by_id = ids.sort(dim=-1)  # so that equal probabilities end up in the order of their ids
+    values, by_value = values.gather(-1, by_id).sort(dim=-1, descending=True, stable=True)
+    ids = ids.gather(-1, by_value)
+    tokens, is_whole = _choose_sorted(values, ids, uniforms, top_p)
+    # Which of several equal probabilities are the last candidates is left to chance: the nucleus has to end before.
+    last = _last_of_nucleus(values.double().cumsum(dim=-1), top_p)
+    return tokens, is_whole & (values.gather(-1, last) > values[:, -1:]).squeeze(-1)
 
 
 def _candidates(probs: Tensor, floor: float) -> tuple[Tensor, Tensor]:
@@ -114,10 +175,15 @@ def _candidates(probs: Tensor, floor: float) -> tuple[Tensor, Tensor]:
 def _choose_sorted(values: Tensor, ids: Tensor, uniforms: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     """Tokens `(batch,)` from sorted probabilities, and for which rows they hold the whole nucleus."""
     cumulative = values.double().cumsum(dim=-1)
-    last = (cumulative < top_p).sum(dim=-1, keepdim=True).clamp(max=values.shape[-1] - 1)  # the nucleus' last token
+    last = _last_of_nucleus(cumulative, top_p)
     goal = _below(uniforms[:, None], cumulative.gather(-1, last))
     picked = torch.searchsorted(cumulative, goal, right=True)
     return ids.gather(-1, picked.clamp(max=values.shape[-1] - 1)).squeeze(-1), cumulative[:, -1] >= top_p
+
+
+def _last_of_nucleus(cumulative: Tensor, top_p: float) -> Tensor:
+    """Column of each row's last token in the nucleus, or of the last one there is, `(batch, 1)`."""
+    return (cumulative < top_p).sum(dim=-1, keepdim=True).clamp(max=cumulative.shape[-1] - 1)
 
 
 def _invert_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:

@@ -6,10 +6,12 @@ keys, so they can stand as rows of one query block: `(batch, n_heads, 1, d_head)
 `(batch, n_kv_heads, group, d_head)`, and nothing is repeated. The result is the same up to rounding.
 """
 
+import contextlib
 import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -82,8 +84,8 @@ def whole_buffer(filled: Tensor) -> Tensor:
     """The buffer `(batch, n_heads, capacity, d_head)` whose first positions `filled` is a view of; itself if it is
     none.
 
-    A block cache (`kv_cache.BlockLayer`) hands out such views; its buffers hold zeros where nothing is cached yet, so
-    that they may enter a product with weight 0.
+    A block cache (`kv_cache.BlockLayer`) hands out such views; its buffers hold zeros where nothing was cached yet, or
+    what was cached once, so that they may enter a product with weight 0.
     """
     batch, n_heads, _, d_head = filled.shape
     capacity = filled.stride(1) // d_head
@@ -91,6 +93,16 @@ def whole_buffer(filled: Tensor) -> Tensor:
     is_start = filled.stride() == (n_heads * capacity * d_head, capacity * d_head, d_head, 1)
     has_room = filled.untyped_storage().nbytes() >= filled.element_size() * (filled.storage_offset() + math.prod(whole))
     return filled.as_strided(whole, filled.stride()) if is_start and has_room else filled
+
+
+def attention_kernels(device: torch.device) -> contextlib.AbstractContextManager:
+    """While open, attention on a GPU is computed by kernels that take any length as it comes.
+
+    cuDNN's makes a plan for every new shape, and while decoding there is one at every step.
+    """
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def use_packed_attention_(model: PreTrainedModel) -> None:

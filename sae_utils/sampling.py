@@ -1,19 +1,25 @@
 """Sampling texts from a language model, from its beginning-of-sequence token alone."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sae_utils.errors import InputError
-from sae_utils.kv_cache import make_cache
+from sae_utils.kv_cache import can_go_back, go_back_, make_cache
 from sae_utils.models import LoadedModel
-from sae_utils.nucleus import choose_tokens
+from sae_utils.nucleus import choose_among, choose_tokens
+from sae_utils.packed_attention import attention_kernels
 from sae_utils.seeding import sample_uniforms
 
 COMPACT_SHARE = 1 / 8
 """Rows are dropped once this share of a batch has ended: dropping copies the cache, keeping wastes forward passes."""
+
+EVERY_TOKEN = sys.maxsize
+"""More candidates than any vocabulary has."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,33 @@ class Sample:
     temperature 1 and with nothing cut off; 0 for BOS, which was given."""
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How a device likes to be driven. What is sampled does not depend on it, but for what `is_cache_whole` says."""
+
+    look_every: int
+    """Steps between two looks at what was sampled. A GPU runs ahead of the host as long as the host does not look."""
+
+    n_candidates: int | None
+    """Most probable tokens that a nucleus is looked for in, four times as many whenever they are not enough; None to
+    look in as many as it takes, for devices that can be asked at every step."""
+
+    is_cache_whole: bool
+    """Make room in the cache for `max_length` tokens at once; where attention takes whole buffers, as on a CPU, their
+    size shows in how it rounds."""
+
+
+PACES = {"cpu": Pace(1, None, False), "cuda": Pace(16, 1024, True)}
+
+
 @torch.inference_mode()
 def sample_tokens(
     source: LoadedModel,
     sample_ids: Sequence[int],
     settings: SamplingSettings,
     *,
+    is_fixed: bool = False,
+    pace: Pace | None = None,
     on_tokens: Callable[[int], None] = lambda n_tokens: None,
 ) -> list[Sample]:
     """Sample texts, all rows in step, each from BOS until EOS or `max_length`.
@@ -73,46 +100,104 @@ def sample_tokens(
 
     Args:
         source: The model.
-        sample_ids: Which samples of the infinite stream to make; each depends on its own id, not on the others.
+        sample_ids: Which samples of the infinite stream to make; each depends on its own id, not on the others, as far
+            as the device multiplies a row by itself: bit for bit on a CPU, up to rounding on a GPU.
         settings: Seed, temperature, nucleus and longest length.
+        is_fixed: Keep rows that have ended in the batch, so that all passes have one shape.
+        pace: How often to look; None for what suits the model's device.
         on_tokens: Called with the number of tokens added, for progress.
 
     Returns:
         One sample per id, 2 .. max_length tokens long.
     """
-    device = source.model.device
-    uniforms = torch.from_numpy(sample_uniforms(settings.seed, sample_ids, settings.max_length - 1)).to(device)
-    eos_ids = torch.tensor(source.eos_ids, device=device)
-    tokens = torch.full((len(sample_ids), settings.max_length), source.bos_id, dtype=torch.int32, device=device)
-    nll = torch.zeros((len(sample_ids), settings.max_length), device=device)
-    lengths = torch.full((len(sample_ids),), settings.max_length, device=device)
-    rows = torch.arange(len(sample_ids), device=device)  # samples that are still being decoded
-    is_live = torch.ones_like(rows, dtype=torch.bool)  # of these rows
-    step_ids = tokens[:, :1].long()
-    cache = make_cache(source.model.config)
+    batch = Batch(source, sample_ids, settings, pace or PACES[source.model.device.type], is_fixed=is_fixed)
     on_tokens(len(sample_ids))  # BOS
-    for position in range(1, settings.max_length):
-        output = source.model(input_ids=step_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        chosen, chosen_nll = choose_tokens(
-            output.logits[:, -1],
-            uniforms[rows, position - 1],
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-        )
-        tokens[rows, position] = chosen.int()
-        nll[rows, position] = chosen_nll
-        n_live = int(is_live.sum())
-        on_tokens(n_live)
-        is_ending = is_live & torch.isin(chosen, eos_ids)
-        lengths[rows[is_ending]] = position + 1
-        is_live &= ~is_ending
-        n_live -= int(is_ending.sum())
-        if n_live == 0:
-            break
-        step_ids = chosen[:, None]
-        if len(rows) - n_live >= COMPACT_SHARE * len(rows):
-            cache.batch_select_indices(is_live.nonzero().squeeze(-1))
-            rows, step_ids, is_live = rows[is_live], step_ids[is_live], is_live[is_live]
-    units = (nll.double() / NLL_UNIT).round().int().cpu().numpy()
-    ids = tokens.cpu().numpy()
-    return [Sample(ids[i, :end].copy(), units[i, :end].copy()) for i, end in enumerate(lengths.tolist())]
+    with attention_kernels(source.model.device):
+        while batch.n_live and batch.position < settings.max_length:
+            on_tokens(batch.advance())
+    return batch.samples()
+
+
+class Batch:
+    """Samples that are decoded in step, a few positions at a time.
+
+    Between two looks nothing is read from the device; so some rows go on behind their EOS, which is cut off later, and
+    a nucleus may turn out not to have been found, upon which those positions are decoded again.
+    """
+
+    def __init__(
+        self, source: LoadedModel, sample_ids: Sequence[int], settings: SamplingSettings, pace: Pace, *, is_fixed: bool
+    ) -> None:
+        n, longest, device = len(sample_ids), settings.max_length, source.model.device
+        self.source, self.settings, self.pace, self.is_fixed = source, settings, pace, is_fixed
+        self.uniforms = torch.from_numpy(sample_uniforms(settings.seed, sample_ids, longest - 1)).to(device)
+        self.eos_ids = torch.tensor(source.eos_ids, dtype=torch.int32, device=device)
+        self.tokens = torch.full((n, longest), source.bos_id, dtype=torch.int32, device=device)
+        self.nll = torch.zeros((n, longest), device=device)
+        self.lengths = torch.full((n,), longest, device=device)
+        self.rows = torch.arange(n, device=device)  # samples that are still in the batch
+        self.is_live = torch.ones_like(self.rows, dtype=torch.bool)  # of these rows
+        self.n_live = n
+        self.position = 1  # of the next token
+        self.cache = make_cache(source.model.config, longest if pace.is_cache_whole else None)
+        self.n_candidates = pace.n_candidates
+        if self.n_candidates is not None and not can_go_back(self.cache):
+            self.n_candidates = EVERY_TOKEN
+
+    def advance(self) -> int:
+        """Decode a few positions, look at them, and drop rows that have ended; the number of tokens that were added."""
+        is_first = self.position == 1  # of one distribution for all rows, often a flat one
+        n_candidates = EVERY_TOKEN if is_first else self.n_candidates
+        n_steps = 1 if is_first else self.pace.look_every
+        stop = min(self.position + n_steps, self.settings.max_length)
+        has_found = self.decode(stop, n_candidates)
+        is_end = torch.isin(self.tokens[self.rows, self.position : stop], self.eos_ids) & self.is_live[:, None]
+        is_ending = is_end.any(dim=1)  # (rows,)
+        n_added = torch.where(is_ending, is_end.int().argmax(dim=1) + 1, stop - self.position) * self.is_live
+        is_live = self.is_live & ~is_ending
+        # The one look: everything that the host has to know.
+        n_tokens, n_live, is_found = torch.stack([n_added.sum(), is_live.sum(), has_found.long()]).tolist()
+        if not is_found:
+            go_back_(self.cache, stop - self.position)
+            self.n_candidates *= 4
+            return 0
+        ends = torch.where(is_ending, self.position + n_added, self.lengths[self.rows])
+        self.lengths[self.rows] = ends
+        self.position, self.is_live, self.n_live = stop, is_live, n_live
+        if not self.is_fixed and len(self.rows) - n_live >= COMPACT_SHARE * len(self.rows):
+            self._drop_ended_rows()
+        return n_tokens
+
+    def decode(self, stop: int, n_candidates: int | None) -> Tensor:
+        """Sample every row up to position `stop`; whether each nucleus was found, bool `()`, on the device.
+
+        Nothing is read from the device if `n_candidates` is a number.
+        """
+        has_found = torch.ones((), dtype=torch.bool, device=self.rows.device)
+        step_ids = self.tokens[self.rows, self.position - 1].long()[:, None]
+        shape = {"temperature": self.settings.temperature, "top_p": self.settings.top_p}
+        for position in range(self.position, stop):
+            output = self.source.model(input_ids=step_ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+            logits, uniforms = output.logits[:, -1], self.uniforms[self.rows, position - 1]
+            if self.pace.n_candidates is None:
+                chosen, nll = choose_tokens(logits, uniforms, **shape)
+            else:
+                chosen, nll, is_whole = choose_among(logits, uniforms, **shape, n_candidates=n_candidates)
+                has_found = has_found & is_whole
+            self.tokens[self.rows, position] = chosen.int()
+            self.nll[self.rows, position] = nll
+            step_ids = chosen[:, None]
+        return has_found
+
+    def samples(self) -> list[Sample]:
+        """What was sampled, cut to its length."""
+        units = (self.nll.double() / NLL_UNIT).round().int().cpu().numpy()
+        ids = self.tokens.cpu().numpy()
+        return [Sample(ids[i, :end].copy(), units[i, :end].copy()) for i, end in enumerate(self.lengths.tolist())]
+
+    def _drop_ended_rows(self) -> None:
+        """Leave only live rows in the batch."""
+        if self.n_live:
+            keep = self.is_live.nonzero().squeeze(-1)
+            self.cache.batch_select_indices(keep)
+            self.rows, self.is_live = self.rows[keep], self.is_live[keep]

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from host_reads import HostReads
 
 import sae_utils.nucleus as nucleus
-from sae_utils.nucleus import choose_tokens
+from sae_utils.nucleus import choose_among, choose_tokens
 
 
 def reference_choice(logits, uniform, *, temperature, top_p) -> int:
@@ -101,3 +102,58 @@ def test_nothing_is_sorted_in_full_when_the_nucleus_is_narrow(monkeypatch):
     logits[:, 17] = 20.0
     choose_tokens(logits, torch.tensor([0.1, 0.9]), temperature=1.0, top_p=0.9)
     assert widths == [1]
+
+
+# shapes that do not depend on the data
+
+
+@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+@pytest.mark.parametrize("n_candidates", [1, 8, 500, 5999, 6000, 10**9])
+def test_enough_candidates_give_the_same_token_and_too_few_are_said(top_p, temperature, n_candidates):
+    """Peaked and flat rows: whatever is claimed to be found is what a full search finds."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(40, 6000, generator=generator) * torch.linspace(0.05, 12, 40)[:, None]
+    uniforms = torch.rand(40, generator=generator, dtype=torch.float64)
+    expected = choose_tokens(logits, uniforms, temperature=temperature, top_p=top_p)
+    n_found = 0
+    for row in range(40):
+        *found, is_whole = choose_among(
+            logits[[row]], uniforms[[row]], temperature=temperature, top_p=top_p, n_candidates=n_candidates
+        )
+        if is_whole:
+            assert (found[0].item(), found[1].item()) == (expected[0][row].item(), expected[1][row].item())
+            n_found += 1
+    if n_candidates >= 6000 or top_p == 1.0:
+        assert n_found == 40
+    elif n_candidates == 500:
+        assert n_found > 10
+    elif n_candidates <= 8 and top_p >= 0.5:
+        assert n_found < 40
+    is_all = choose_among(logits, uniforms, temperature=temperature, top_p=top_p, n_candidates=n_candidates)[2]
+    assert bool(is_all) == (n_found == 40)
+
+
+@pytest.mark.parametrize("n_candidates", [8, 10, 16, 60])
+def test_equal_probabilities_at_the_last_candidate_are_not_left_to_chance(n_candidates):
+    """bfloat16 logits tie all the time, and which of the tied ones are among the candidates is the device's whim."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randint(0, 9, (200, 60), generator=generator).to(torch.bfloat16)
+    uniforms = torch.rand(200, generator=generator, dtype=torch.float64)
+    expected = choose_tokens(logits, uniforms, temperature=1.0, top_p=0.5)[0]
+    found = [
+        choose_among(logits[[i]], uniforms[[i]], temperature=1.0, top_p=0.5, n_candidates=n_candidates)
+        for i in range(200)
+    ]
+    assert all(tokens.item() == expected[i] for i, (tokens, _, is_whole) in enumerate(found) if is_whole)
+    n_found = sum(bool(is_whole) for *_, is_whole in found)
+    assert n_found == 200 if n_candidates == 60 else 0 < n_found < 200
+
+
+@pytest.mark.parametrize("n_candidates", [8, 6000])
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_choosing_among_candidates_asks_the_device_for_nothing(top_p, n_candidates):
+    logits, uniforms = torch.randn(70, 6000), torch.rand(70, dtype=torch.float64)
+    with HostReads() as reads:
+        choose_among(logits, uniforms, temperature=1.0, top_p=top_p, n_candidates=n_candidates)
+    assert not reads.counts

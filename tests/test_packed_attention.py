@@ -3,7 +3,7 @@ import torch
 from conftest import load
 from torch.nn.functional import scaled_dot_product_attention
 
-from sae_utils.packed_attention import NAME, attend_by_products, use_packed_attention_, whole_buffer
+from sae_utils.packed_attention import NAME, attend_by_products, attention_kernels, use_packed_attention_, whole_buffer
 
 
 def cached(n_kv_heads: int, capacity: int, n_cached: int, dtype: torch.dtype) -> torch.Tensor:
@@ -57,3 +57,13 @@ def test_models_with_other_attention_keep_it(neox):
     model.set_attn_implementation("eager")
     use_packed_attention_(model)
     assert model.config._attn_implementation == "eager"
+
+
+def test_decoding_on_a_gpu_leaves_cudnn_out():
+    """It plans anew for every length, and decoding has another at every step."""
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    with attention_kernels(torch.device("cuda")):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.math_sdp_enabled()
+    with attention_kernels(torch.device("cpu")):
+        assert torch.backends.cuda.cudnn_sdp_enabled()

@@ -1,14 +1,18 @@
 import numpy as np
 import pytest
 import torch
-from conftest import load, make_model, train_tokenizer
+from conftest import CONFIGS, load, make_model, train_tokenizer
+from host_reads import HostReads
 from scipy import stats
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sae_utils import kv_cache
 from sae_utils.errors import InputError
+from sae_utils.models import LoadedModel, load_causal_lm
 from sae_utils.nucleus import choose_tokens
-from sae_utils.sampling import NLL_UNIT, SamplingSettings, sample_tokens
+from sae_utils.packed_attention import use_packed_attention_
+from sae_utils.packed_linear import pack_linears_
+from sae_utils.sampling import NLL_UNIT, Batch, Pace, SamplingSettings, sample_tokens
 from sae_utils.seeding import sample_uniforms
 
 
@@ -38,8 +42,11 @@ def test_same_as_running_the_whole_prefix_every_step(kind, request, monkeypatch)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_batch_size_does_not_change_samples(neox, batch_size):
-    source, settings = load(neox), SamplingSettings(seed=5, max_length=24)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batch_size_does_not_change_samples(neox, batch_size, dtype):
+    """On a CPU, to the last bit; in bfloat16 with packed weights, as the script samples."""
+    source, settings = load_causal_lm(str(neox), torch.device("cpu"), dtype), SamplingSettings(seed=5, max_length=24)
+    pack_linears_(source.model)
     together = sample_tokens(source, range(64), settings)
     pieces = [
         row
@@ -47,6 +54,84 @@ def test_batch_size_does_not_change_samples(neox, batch_size):
         for row in sample_tokens(source, range(first, min(64, first + batch_size)), settings)
     ]
     assert all(np.array_equal(a.ids, b.ids) for a, b in zip(together, pieces, strict=True))
+
+
+PACES = [
+    Pace(look_every=16, n_candidates=1024, is_cache_whole=True),  # a GPU's
+    Pace(look_every=7, n_candidates=4, is_cache_whole=False),  # so few that positions are decoded again
+    Pace(look_every=1, n_candidates=1, is_cache_whole=False),
+]
+
+
+@pytest.mark.parametrize("pace", PACES)
+@pytest.mark.parametrize("top_p", [0.5, 0.95, 1.0])
+@pytest.mark.parametrize("is_fixed", [False, True])
+def test_the_pace_does_not_show_in_what_is_sampled(llama, pace, top_p, is_fixed):
+    """Looking rarely, going back, keeping ended rows: ways to be fast on some device, and nothing else."""
+    source, settings = load(llama), SamplingSettings(seed=3, top_p=top_p, max_length=40)
+    counted, seen = [], []
+    expected = sample_tokens(source, range(60), settings, on_tokens=counted.append)
+    found = sample_tokens(source, range(60), settings, pace=pace, is_fixed=is_fixed, on_tokens=seen.append)
+    assert len({len(sample.ids) for sample in expected}) > 2, "the test needs rows that end at different steps"
+    for a, b in zip(expected, found, strict=True):
+        assert np.array_equal(a.ids, b.ids)
+        # A CPU computes on whole buffers, so that their size shows in the last bits of float32.
+        assert np.abs(a.nll - b.nll).max() <= (64 if pace.is_cache_whole else 0)
+    assert sum(seen) == sum(counted) == sum(len(sample.ids) for sample in expected)
+
+
+def test_positions_are_decoded_again_only_when_candidates_were_too_few(llama):
+    """Else every block of a GPU would be paid for twice; and a wider search stays wide."""
+    source, settings = load(llama), SamplingSettings(seed=3, top_p=0.95, max_length=33)
+    for n_candidates, n_blocks in ((4096, 1 + 4), (2, 1 + 4 + 3)):
+        batch = Batch(source, range(20), settings, Pace(8, n_candidates, True), is_fixed=True)
+        n_calls = 0
+        while batch.n_live and batch.position < settings.max_length:
+            batch.advance()
+            n_calls += 1
+        assert n_calls == n_blocks
+
+
+@pytest.mark.parametrize("kind", ["neox", "llama", "gpt2"])
+def test_a_step_asks_the_device_for_nothing(kind, request):
+    """Between two looks a GPU is given work without waiting for it; at a look there is one question."""
+    source = load(request.getfixturevalue(kind))
+    batch = Batch(source, range(6), SamplingSettings(max_length=40), PACES[0], is_fixed=True)
+    batch.advance()
+    with torch.inference_mode(), HostReads() as reads:
+        batch.decode(batch.position + 8, n_candidates=64)
+    assert not reads.counts
+    batch = Batch(source, range(6), SamplingSettings(max_length=40), PACES[0], is_fixed=True)
+    batch.advance()
+    with torch.inference_mode(), HostReads() as reads:
+        batch.advance()
+    assert reads.counts == {"tolist": 1}
+
+
+@pytest.mark.parametrize("kind", ["neox", "llama", "gpt2"])
+def test_steps_run_on_a_device_that_holds_no_data(kind):
+    """It stands for a GPU: what a step computes with is there, and whatever asks for a value fails."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(CONFIGS[kind](300)).eval()
+    use_packed_attention_(model)
+    source = LoadedModel(kind, model, None, 1, (2,))
+    batch = Batch(source, range(6), SamplingSettings(max_length=40), PACES[0], is_fixed=True)
+    with torch.inference_mode():
+        has_found = batch.decode(9, n_candidates=64)
+    assert (has_found.device.type, has_found.dtype, has_found.shape) == ("meta", torch.bool, ())
+    assert batch.cache.layers[0].key_buffer.shape[2] == 40
+    with pytest.raises((RuntimeError, NotImplementedError)), torch.inference_mode():
+        batch.advance()
+
+
+def test_fixed_batches_pass_the_model_in_one_shape(llama):
+    """What a GPU rounds depends on the shape: a sample's must not depend on when its neighbours end."""
+    source, shapes = load(llama), []
+    forward = source.model.forward
+    source.model.forward = lambda **inputs: (shapes.append(tuple(inputs["input_ids"].shape)), forward(**inputs))[1]
+    samples = sample_tokens(source, range(60), SamplingSettings(seed=3, max_length=40), is_fixed=True)
+    assert len({len(sample.ids) for sample in samples}) > 2
+    assert set(shapes) == {(60, 1)}
 
 
 def test_samples_start_with_bos_and_end_with_eos_or_at_the_limit(llama):
