@@ -1,6 +1,7 @@
 """README, dependency lists and environment held to the code."""
 
 import ast
+import importlib.metadata
 import re
 import shlex
 import sys
@@ -130,6 +131,12 @@ def test_every_requirement_is_pinned_and_has_a_reason():
     assert set(requirements()) <= set(constraints())
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(re.search(r"\s# \w", line) for line in lines)
+
+
+def test_triton_is_pinned_as_pytorch_asks_for_it():
+    """The CPU build does not ask: there, continuous integration installs the pinned one beside it."""
+    asked = [line.split(";")[0].strip() for line in importlib.metadata.requires("torch") if line.startswith("triton")]
+    assert {f"triton=={constraints()['triton']}"} >= set(asked)
 
 
 def test_conda_takes_the_same_lists_and_the_tested_python():

@@ -1,9 +1,12 @@
-"""What `make` does, in which order, and what it says meanwhile."""
+"""What `make` and continuous integration do, in which order, and what they say meanwhile."""
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -53,3 +56,25 @@ def test_make_test_stops_at_what_fails():
     Path("venv/ready").touch()
     assert make("test", f"VENV={Path('venv').resolve()}").returncode != 0
     assert calls() == ["ruff format --check .", "ruff check ."]
+
+
+@pytest.mark.parametrize(("installation", "is_loud"), [("touch browser", False), ("exit 100", True)])
+def test_ci_tests_with_triton_and_without_and_says_when_there_is_no_browser(installation, is_loud):
+    """Users have one or the other; and a machine that lacks a browser tests less, which must not pass unseen."""
+    Path(".ci").mkdir()
+    shutil.copy(ROOT / ".ci/run", ".ci/run")
+    stub(Path("bin/make"), "")
+    stub(Path("bin/id"), "echo 0")
+    stub(Path("bin/apt-get"), f"test $1 = update || {installation}")
+    stub(Path(".venv/bin/pip"), "")
+    stub(Path(".venv/bin/python"), "test $1 != -c || test -e browser")
+    env = os.environ | {"PATH": f"{Path('bin').resolve()}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run([".ci/run"], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("No Chromium" in done.stdout) == is_loud
+    steps = ["make .venv/ready", "apt-get install", "pip uninstall", "python -m pytest", "pip install", "make test"]
+    ran = [call for call in calls() if call.startswith((*steps, "make demo"))]
+    assert [call[: len(step)] for call, step in zip(ran, [*steps, "make demo"], strict=True)] == [*steps, "make demo"]
+    assert all("triton" in call for call in ran if call.startswith("pip"))
+    timed = re.findall(r"^\d+ s: (.*)$", done.stdout, flags=re.MULTILINE)
+    assert len(timed) == 6 and timed[-2:] == ["make test", "make demo"]
