@@ -112,6 +112,23 @@ def test_full_size_commands_are_planned_as_written():
         generate_datasets.main([*script_and_flags(command)[1], "--dry_run"])
 
 
+def test_public_ci_runs_the_two_commands_on_the_supported_pythons():
+    """What the README promises a newcomer is what is tried on machines that are nobody's."""
+    workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    assert sorted(commands) == sorted(re.findall(r"^\| `(make \w+)` \|", README, flags=re.MULTILINE))
+    assert set(job["env"]) == {"TORCH_INDEX_URL"}
+    assert all(re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"]) for step in job["steps"] if "uses" in step)
+    matrix = job["strategy"]["matrix"]
+    assert {system.split("-")[0] for system in matrix["system"]} == {"ubuntu", "macos"}
+    supported = int(re.search(r'target-version = "py3(\d+)"', (ROOT / "pyproject.toml").read_text())[1])
+    assert matrix["python"] == [f"3.{supported + i}" for i in range(len(matrix["python"]))]
+    assert all(f"TORCH_INDEX_URL={url}`" in README for url in matrix["torch_index_url"])
+    ordinary = {"system": "ubuntu-latest", "python": f"3.{supported}", "torch_index_url": ""}
+    assert matrix["include"] == [ordinary], "one of them with PyTorch's ordinary build, as most users have it"
+
+
 # dependencies
 
 
