@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_MODEL := .cache/SmolLM2-135M-Instruct
-# Where pip looks for PyTorch, too: the CPU build there, 2.13.0+cpu, counts as newer than the 2.13.0 that brings CUDA along.
+# Where pip looks for PyTorch as well: a CPU build there, 2.13.0+cpu, counts as newer than the 2.13.0 with CUDA.
 TORCH_INDEX_URL ?=
 export TOKENIZERS_PARALLELISM := false
 
