@@ -4,7 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_MODEL := .cache/SmolLM2-135M-Instruct
+# Where pip looks for PyTorch as well: a CPU build there, 2.13.0+cpu, counts as newer than the 2.13.0 with CUDA.
+TORCH_INDEX_URL ?=
 export TOKENIZERS_PARALLELISM := false
+
+# A command, and how long it took.
+timed = @echo '$(1)'; start=$$(date +%s); $(1) && echo "$$(($$(date +%s) - start)) s: $(1)"
 
 .PHONY: demo test bench bench-gpu format clean distclean
 
@@ -17,10 +22,12 @@ demo: $(VENV)/ready $(DEMO_MODEL)/config.json
 	    --random_tokens 20000 --wandb_mode offline --device cpu --datasets_dir demo_output/datasets \
 	    --checkpoint_dir demo_output/checkpoints --results_dir demo_output/results
 
+# Tests see a GPU only where it is asked for; on a machine without one, the last line skips all it would run.
 test: $(VENV)/ready
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	$(call timed,$(BIN)/ruff format --check .)
+	$(call timed,$(BIN)/ruff check .)
+	$(call timed,$(BIN)/python -m pytest)
+	$(call timed,$(BIN)/python -m pytest -m gpu)
 
 # Speed side by side with other projects: on this CPU (half an hour), and of sampling on a GPU with random weights.
 bench: $(VENV)/ready $(DEMO_MODEL)/config.json
@@ -39,7 +46,8 @@ format: $(VENV)/ready
 $(VENV)/ready: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, found " + sys.version.split()[0] + "; give another: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH_INDEX_URL:%=--extra-index-url %) \
+	    -r requirements.txt -c constraints.txt
 	touch $@
 
 $(DEMO_MODEL)/config.json: $(VENV)/ready

@@ -1,7 +1,11 @@
 """Small random models and tokenizers, made here, so that every test runs offline on a CPU in seconds."""
 
+import itertools
 import os
+import re
 import signal
+import sys
+from collections import Counter
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,10 +21,11 @@ from sae_utils.models import LoadedModel, load_causal_lm
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)  # these models are too small for two threads to do anything but wait for each other
-if not torch.cuda.is_available():
-    os.environ["CUDA_VISIBLE_DEVICES"] = (
-        ""  # a card that PyTorch cannot use is warned of, which is not what tests expect
-    )
+if sys.platform == "darwin":
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0")  # a Mac's own name often leads to no address
+
+HIDDEN_GPUS = "a plain run sees no GPU; run them with `pytest -m gpu`"
+NO_GPUS = "PyTorch sees no CUDA GPU"
 
 CORPUS = [
     "the quick brown fox jumps over the lazy dog and runs away into the deep dark forest",
@@ -28,6 +33,37 @@ CORPUS = [
     "she sells sea shells by the sea shore, and the shells she sells are sea shells for sure",
     "numbers must be right: 0 1 2 3 4 5 6 7 8 9, and the second run gives what the first one gave",
 ]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from the tests and all that they start, before anything has looked for one.
+
+    Test modules do that while they are imported (sparsify asks for bfloat16), which comes after this.
+    """
+    if not selects_gpu_tests_only(config.option.markexpr):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def selects_gpu_tests_only(marks: str) -> bool:
+    """Whether `pytest -m marks` leaves out every test that is not marked `gpu`, however it is marked otherwise."""
+    names = sorted(set(re.findall(r"\w+", marks)) - {"and", "or", "not", "gpu"})
+    choices = (dict(zip(names, chosen, strict=True)) for chosen in itertools.product([False, True], repeat=len(names)))
+    return marks != "" and not any(eval(marks, {"gpu": False, **choice}) for choice in choices)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip the tests of a GPU where they can see none."""
+    is_seen = selects_gpu_tests_only(config.option.markexpr)
+    for item in items:
+        if item.get_closest_marker("gpu") and not (is_seen and torch.cuda.is_available()):
+            item.add_marker(pytest.mark.skip(reason=NO_GPUS if is_seen else HIDDEN_GPUS))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was skipped and why: one dot more or less is seen by nobody."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    for reason, n in Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped).most_common():
+        terminalreporter.write_line(f"SKIPPED {n} test{'s' * (n > 1)}: {reason}", yellow=True, bold=True)
 
 
 def train_tokenizer(*, bos: str | None, eos: str | None, vocab_size: int = 320) -> PreTrainedTokenizerFast:

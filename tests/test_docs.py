@@ -1,6 +1,7 @@
 """README, dependency lists and environment held to the code."""
 
 import ast
+import importlib.metadata
 import re
 import shlex
 import sys
@@ -111,6 +112,23 @@ def test_full_size_commands_are_planned_as_written():
         generate_datasets.main([*script_and_flags(command)[1], "--dry_run"])
 
 
+def test_public_ci_runs_the_two_commands_on_the_supported_pythons():
+    """What the README promises a newcomer is what is tried on machines that are nobody's."""
+    workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    assert sorted(commands) == sorted(re.findall(r"^\| `(make \w+)` \|", README, flags=re.MULTILINE))
+    assert set(job["env"]) == {"TORCH_INDEX_URL"}
+    assert all(re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"]) for step in job["steps"] if "uses" in step)
+    matrix = job["strategy"]["matrix"]
+    assert {system.split("-")[0] for system in matrix["system"]} == {"ubuntu", "macos"}
+    supported = int(re.search(r'target-version = "py3(\d+)"', (ROOT / "pyproject.toml").read_text())[1])
+    assert matrix["python"] == [f"3.{supported + i}" for i in range(len(matrix["python"]))]
+    assert all(f"TORCH_INDEX_URL={url}`" in README for url in matrix["torch_index_url"])
+    ordinary = {"system": "ubuntu-latest", "python": f"3.{supported}", "torch_index_url": ""}
+    assert matrix["include"] == [ordinary], "one of them with PyTorch's ordinary build, as most users have it"
+
+
 # dependencies
 
 
@@ -130,6 +148,12 @@ def test_every_requirement_is_pinned_and_has_a_reason():
     assert set(requirements()) <= set(constraints())
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(re.search(r"\s# \w", line) for line in lines)
+
+
+def test_triton_is_pinned_as_pytorch_asks_for_it():
+    """The CPU build does not ask: there, continuous integration installs the pinned one beside it."""
+    asked = [line.split(";")[0].strip() for line in importlib.metadata.requires("torch") if line.startswith("triton")]
+    assert {f"triton=={constraints()['triton']}"} >= set(asked)
 
 
 def test_conda_takes_the_same_lists_and_the_tested_python():

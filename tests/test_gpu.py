@@ -1,4 +1,4 @@
-"""The same laws on a GPU, where there is one; run them alone with `pytest -m gpu`."""
+"""The same laws on a GPU, where there is one: `pytest -m gpu`."""
 
 import json
 from pathlib import Path
@@ -11,10 +11,7 @@ from test_cli import generate, train
 import train_sae
 from sae_utils.matching import match_rows
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA GPU"),
-]
+pytestmark = pytest.mark.gpu
 
 
 def test_a_larger_data_set_begins_with_the_smaller_one(tiny):
