@@ -46,6 +46,12 @@ def build_parser() -> argparse.ArgumentParser:
     running.add_argument(
         "--batch_size", type=int, default=None, help="samples decoded together; not given, what fits the device"
     )
+    running.add_argument(
+        "--fixed_batches",
+        action="store_true",
+        help="keep every batch in one shape and sample i in row i mod --batch_size: on a GPU, the same ids whatever "
+        "--n is, for passes on samples that have ended",
+    )
     running.add_argument("--output_dir", type=Path, default=Path("datasets"), help="folder of the data sets")
     running.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:N; auto is a GPU if there is one that PyTorch can use"
@@ -95,12 +101,9 @@ def generate(args: argparse.Namespace) -> None:
         device = choose_device(args.device, is_plan=args.dry_run)
         dtype = choose_dtype(args.dtype, device)
         workers = join_workers()
+        chosen = args.batch_size, device, dtype, args.overwrite, args.fixed_batches
         jobs = check_jobs(
-            [
-                GenerationJob(model, args.output_dir, settings, goal, args.batch_size, device, dtype, args.overwrite)
-                for model in args.models
-            ],
-            workers,
+            [GenerationJob(model, args.output_dir, settings, goal, *chosen) for model in args.models], workers
         )
 
         # 2. Say what will be done.  3. For each model: load, sample up to the goal, write, record.

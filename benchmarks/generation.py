@@ -5,7 +5,7 @@
 
 Every contender samples the same number of rows of the same length from BOS, in the same number format. "bare passes"
 are the forward passes of our loop at the same shapes with a fixed token instead of sampling: what is left is the price
-of sampling. Ratios are what counts: machines are noisy, and the rounds of all contenders alternate.
+of sampling. "ours, fixed batches" keeps ended rows, which shows with `--early` alone. Ratios are what counts: machines are noisy, and the rounds of all contenders alternate.
 """
 
 import argparse
@@ -30,10 +30,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig, GPTNeoXConfig
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from sae_utils.kv_cache import make_cache
 from sae_utils.models import LoadedModel, load_causal_lm
-from sae_utils.packed_attention import use_packed_attention_
+from sae_utils.packed_attention import attention_kernels, use_packed_attention_
 from sae_utils.packed_linear import pack_linears_
 from sae_utils.records import versions, write_json
-from sae_utils.sampling import SamplingSettings, sample_tokens
+from sae_utils.sampling import PACES, SamplingSettings, sample_tokens
 
 SHAPES = {
     "pythia-1.4b": {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 8192},
@@ -58,6 +58,9 @@ def main() -> None:
         plain, source = replace(plain, eos_ids=()), replace(source, eos_ids=())
     contenders = {
         "ours": lambda: sum(len(sample.ids) for sample in sample_tokens(source, range(args.rows), settings)),
+        "ours, fixed batches": lambda: sum(
+            len(sample.ids) for sample in sample_tokens(source, range(args.rows), settings, is_fixed=True)
+        ),
         "bare passes": lambda: run_bare(source, args.rows, args.tokens),
         "generate": lambda: run_generate(plain, args, settings),
         "generate_batch": lambda: run_generate_batch(plain, args, settings),
@@ -122,10 +125,12 @@ def resident_peak() -> Iterator[list[int]]:
 @torch.inference_mode()
 def run_bare(source: LoadedModel, n_rows: int, n_tokens: int) -> int:
     """The forward passes of our loop, without sampling."""
-    cache = make_cache(source.model.config)
+    is_whole = PACES[source.model.device.type].is_cache_whole
+    cache = make_cache(source.model.config, n_tokens if is_whole else None)
     ids = torch.full((n_rows, 1), source.bos_id, device=source.model.device)
-    for _ in range(1, n_tokens):
-        source.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    with attention_kernels(source.model.device):
+        for _ in range(1, n_tokens):
+            source.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return n_rows * n_tokens
 
 
@@ -199,7 +204,7 @@ def report(args: argparse.Namespace, source: LoadedModel, speeds: dict, peaks: d
         for name, median in medians.items()
     }
     for name, row in rows.items():
-        print(f"{name:15} {row['tokens_per_sec']:>10,.1f} tok/s   ours is {row['ours_is_times']} times")
+        print(f"{name:20} {row['tokens_per_sec']:>10,.1f} tok/s   ours is {row['ours_is_times']} times")
     if args.record:
         device = torch.cuda.get_device_name() if source.model.device.type == "cuda" else cpu_name()
         record = {
@@ -236,7 +241,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="bfloat16")
     names = ["ours", "bare passes", "generate", "generate_batch"]
-    parser.add_argument("--contenders", nargs="+", default=names, choices=names)
+    parser.add_argument("--contenders", nargs="+", default=names, choices=[*names, "ours, fixed batches"])
     parser.add_argument("--record", type=Path, help="JSON file that the result is added to")
     return parser.parse_args()
 

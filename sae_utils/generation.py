@@ -84,6 +84,9 @@ class GenerationJob:
     overwrite: bool
     """Throw away what stands there."""
 
+    fixed_batches: bool = False
+    """Decode sample i in row i mod `n_rows` of a batch of `n_rows` that keeps its shape, whatever else is sampled."""
+
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"--batch_size must be at least 1 sample, got {self.batch_size}")
@@ -123,13 +126,14 @@ class CheckedJob:
         most = job.goal.n_tokens or job.goal.n_samples * chosen.max_length
         at_most = "" if job.goal.n_tokens else f", at most {most:,} tokens"
         unknown = f"; {NOT_HERE}" if self.free_bytes is None else ""
+        fixed = ", in batches of one shape" if job.fixed_batches else ""
         return (
             f"{job.reference} -> {job.folder}\n"
             f"  {job.goal} of up to {chosen.max_length:,} tokens{at_most}; seed {chosen.seed}, temperature "
             f"{chosen.temperature}, top_p {chosen.top_p}\n"
             f"  {self.memory.n_parameters / 1e6:,.0f} M parameters in {dtype_name(job.dtype)} on {job.device}: "
-            f"{self.memory.model_bytes / GB:.2f} GB; {n_rows} samples together, {self.memory.row_bytes / MB:,.1f} MB "
-            f"each: {n_rows * self.memory.row_bytes / GB:.2f} GB{unknown}\n"
+            f"{self.memory.model_bytes / GB:.2f} GB; {n_rows} samples together{fixed}, "
+            f"{self.memory.row_bytes / MB:,.1f} MB each: {n_rows * self.memory.row_bytes / GB:.2f} GB{unknown}\n"
             f"  up to {most * DISK_BYTES_PER_TOKEN / GB:.3f} GB on disk"
         )
 
@@ -182,7 +186,7 @@ def run_job(checked: CheckedJob, workers: Workers, *, quiet: bool = False) -> st
         if not workers.is_main:
             return workers.agree(None)
         dataset, cut, nll_sum_units = growing.finish(job.goal, source.tokenizer, source.bos_id)
-        record = _make_record(job, growing.settings, source, dataset)
+        record = _make_record(checked, growing.settings, source, dataset)
         record |= {"nll_sum_units": nll_sum_units, "cut_sample": cut}
         record["quality"] = measure_quality(dataset, source, job.settings, nll_sum_units)
         write_data_card(growing.work / "dataset", record, dataset)
@@ -217,12 +221,13 @@ def sample_until_goal(
     """Add shards until the unbroken beginning of the stream holds what was asked for.
 
     Work goes in rounds: as many samples as all processes take together, each process one shard. What a shard holds does
-    not depend on who makes it, so any number of processes makes, or finishes, the same data set.
+    not depend on who makes it, so any number of processes makes, or finishes, the same data set. With fixed batches,
+    shards end where batches do, so that no batch is decoded for two of them.
     """
     job = checked.job
     n_samples, n_tokens = workers.agree(growing.progress() if workers.is_main else None)
     if workers.is_main:
-        growing.begin()
+        growing.begin(checked.n_rows)
         if n_samples:
             logger.info("%s: going on after %s samples, %s tokens", growing.final, f"{n_samples:,}", f"{n_tokens:,}")
     is_quiet = quiet or not workers.is_main
@@ -230,11 +235,14 @@ def sample_until_goal(
         n_together = checked.n_rows
         while not job.goal.is_reached(n_samples, n_tokens):
             stop = n_samples + _rows_in_round(checked, n_samples, n_tokens, workers.n)
-            first = n_samples + workers.rank * checked.n_rows
-            own = range(first, min(stop, first + checked.n_rows))
+            start = n_samples - n_samples % checked.n_rows if job.fixed_batches else n_samples
+            first = start + workers.rank * checked.n_rows
+            own = range(max(first, n_samples), min(stop, first + checked.n_rows))
             if own:
-                samples, n_together = sample_within_memory(source, own, job.settings, n_together, bar.update)
-                growing.add(first, samples, source.tokenizer, source.bos_id)
+                samples, n_together = sample_within_memory(
+                    source, own, job.settings, n_together, bar.update, is_fixed=job.fixed_batches
+                )
+                growing.add(own.start, samples, source.tokenizer, source.bos_id)
             workers.wait()
             n_samples, n_tokens = workers.agree(growing.progress() if workers.is_main else None)
             bar.n = n_tokens
@@ -248,8 +256,18 @@ def sample_within_memory(
     settings: SamplingSettings,
     n_together: int,
     on_tokens: Callable[[int], None],
+    *,
+    is_fixed: bool = False,
 ) -> tuple[list[Sample], int]:
     """Sample these, at most `n_together` at a time; when the device runs out of memory, half as many, and so on.
+
+    Args:
+        source: The model.
+        sample_ids: Which samples.
+        settings: How.
+        n_together: Samples decoded together.
+        on_tokens: Called with the number of tokens added, for progress.
+        is_fixed: Decode sample i in row i mod `n_together` of a whole batch, and leave out what was not asked for.
 
     Returns:
         The samples, and how many fitted together.
@@ -259,9 +277,12 @@ def sample_within_memory(
     """
     samples: list[Sample] = []
     while len(samples) < len(sample_ids):
-        batch = sample_ids[len(samples) : len(samples) + n_together]
+        todo = sample_ids[len(samples) :]
+        start = todo.start - todo.start % n_together if is_fixed else todo.start
+        batch = range(start, start + n_together if is_fixed else min(start + n_together, todo.stop))
         try:
-            samples += sample_tokens(source, batch, settings, on_tokens=on_tokens)
+            sampled = sample_tokens(source, batch, settings, is_fixed=is_fixed, on_tokens=on_tokens)
+            samples += sampled[todo.start - start : todo.stop - start]
             continue
         except (RuntimeError, MemoryError) as err:
             if not is_out_of_memory(err):
@@ -287,9 +308,13 @@ def fingerprint_dataset(dataset: Dataset) -> str:
 
 
 def _rows_together(job: GenerationJob, memory: MemoryEstimate, free: int | None) -> int:
-    """Samples decoded together: as many as asked for, as fit, or as are ever allowed if the memory is not known."""
-    if job.batch_size is not None:
-        return job.batch_size
+    """Samples decoded together: as many as asked for, as it was begun with, or as fit; the most if nobody knows.
+
+    The free memory is another one at every start, and the shape of a batch shows in what a GPU rounds.
+    """
+    begun_with = None if job.overwrite else GrowingDataset(job.folder, {}, overwrite=False).batch_size
+    if known := job.batch_size or begun_with:
+        return known
     return MAX_ROWS[job.device.type] if free is None else memory.fitting_rows(free, job.device)
 
 
@@ -321,8 +346,11 @@ def _identity(job: GenerationJob, source: LoadedModel) -> dict[str, Any]:
     }
 
 
-def _make_record(job: GenerationJob, settings: dict[str, Any], source: LoadedModel, dataset: Dataset) -> dict[str, Any]:
+def _make_record(
+    checked: CheckedJob, settings: dict[str, Any], source: LoadedModel, dataset: Dataset
+) -> dict[str, Any]:
     """Contents of generation.json, without the statistics."""
+    job = checked.job
     return {
         "settings": settings,
         "model_reference": job.reference,
@@ -332,6 +360,18 @@ def _make_record(job: GenerationJob, settings: dict[str, Any], source: LoadedMod
         "n_tokens": int(dataset.data.column("num_tokens").to_numpy().sum()),
         "fingerprint": fingerprint_dataset(dataset),
         "device": job.device.type,
+        **_rounding(checked),
         "versions": versions(),
         "git_commit": git_commit(),
+    }
+
+
+def _rounding(checked: CheckedJob) -> dict[str, Any]:
+    """What, beside the settings, shows in the last bits on a GPU and may so change a token; nothing on a CPU."""
+    if checked.job.device.type == "cpu":
+        return {}
+    return {
+        "device_name": torch.cuda.get_device_name(checked.job.device),
+        "batch_size": checked.n_rows,
+        "fixed_batches": checked.job.fixed_batches,
     }

@@ -1,6 +1,7 @@
 """A generated data set while it grows: finished samples in shards, put together into one Arrow data set at the end.
 
     <name>.unfinished/settings.json                what every sample in it was made with
+    <name>.unfinished/batch.json                   how many were decoded together
     <name>.unfinished/samples_<first>_<stop>_<tokens>.arrow    samples first .. stop - 1, complete or absent
     <name>/                                        the finished data set, moved here in one step
 
@@ -199,10 +200,19 @@ class GrowingDataset:
             n_samples, n_tokens = shard.stop, n_tokens + shard.n_tokens
         return n_samples, n_tokens
 
-    def begin(self) -> None:
-        """Make the working folder, with the settings of every sample that will be in it."""
+    @property
+    def batch_size(self) -> int | None:
+        """Samples that were decoded together by the run that began it; None if nothing was begun, or nothing says."""
+        path = self.work / "batch.json"
+        if path.exists():
+            return read_json(path)["batch_size"]
+        return (self.record or {}).get("batch_size")
+
+    def begin(self, batch_size: int) -> None:
+        """Make the working folder, with the settings of every sample that will be in it, and how many go together."""
         if not (self.work / "settings.json").exists():
             self.work.mkdir(parents=True, exist_ok=True)
+            write_json(self.work / "batch.json", {"batch_size": batch_size})
             write_json(self.work / "settings.json", self.settings)
 
     def add(self, first: int, samples: list[Sample], tokenizer: PreTrainedTokenizerBase, bos_id: int) -> None:

@@ -68,6 +68,86 @@ def test_another_number_of_processes_finishes_a_data_set(tiny, monkeypatch):
     assert all_bytes(Path("mixed/tiny_42_1.0_0.9")) == expected
 
 
+def shapes_seen(monkeypatch) -> list[tuple[list[int], bool]]:
+    """Which samples were decoded together from now on, and whether in one shape."""
+    real, seen = generation.sample_tokens, []
+
+    def watched(source, sample_ids, settings, **kwargs):
+        seen.append((list(sample_ids), kwargs["is_fixed"]))
+        return real(source, sample_ids, settings, **kwargs)
+
+    monkeypatch.setattr(generation, "sample_tokens", watched)
+    return seen
+
+
+@pytest.mark.parametrize("goal", [["--n", "21"], ["--num_tokens", "700"]])
+def test_fixed_batches_put_every_sample_in_its_place(tiny, monkeypatch, goal):
+    """A GPU rounds by shape and place: sample 13 must be in row 5 of 8, whatever was asked for before."""
+    expected = Dataset.load_from_disk(str(generate(*goal, "--batch_size", "8")))["input_ids"][:]
+    seen = shapes_seen(monkeypatch)
+    generate("--n", "3", "--batch_size", "8", "--fixed_batches", "--output_dir", "fixed")
+    generate("--n", "11", "--batch_size", "8", "--fixed_batches", "--output_dir", "fixed")
+    folder = generate(*goal, "--batch_size", "8", "--fixed_batches", "--output_dir", "fixed")
+    assert folder == Path("datasets/tiny_42_1.0_0.9")
+    assert Dataset.load_from_disk("fixed/tiny_42_1.0_0.9")["input_ids"][:] == expected
+    assert {(len(ids), ids[0] % 8, is_fixed) for ids, is_fixed in seen} == {(8, 0, True)}
+    starts = [ids[0] for ids, _ in seen]
+    assert starts[:4] == [0, 0, 8, 8]
+    assert len(set(starts[3:])) == len(starts[3:]), "a batch was decoded twice by one run"
+
+
+@pytest.mark.slow
+def test_two_processes_with_fixed_batches_make_the_data_set_of_one(tiny):
+    """Begun by one process in the middle of a batch, finished by two."""
+    expected = all_bytes(generate("--n", "50", "--batch_size", "8"))
+    generate("--n", "12", "--batch_size", "8", "--output_dir", "two", "--fixed_batches")
+    torchrun(2, "--n", "50", "--batch_size", "8", "--output_dir", "two", "--fixed_batches")
+    found = all_bytes(Path("two/tiny_42_1.0_0.9"))
+    assert {name: found[name] for name in found if name.endswith(".arrow")} == {
+        name: expected[name] for name in expected if name.endswith(".arrow")
+    }
+
+
+def test_halved_fixed_batches_stay_aligned(neox, monkeypatch):
+    source, settings, real = load(neox), SamplingSettings(max_length=16), sample_tokens
+    seen = []
+
+    def small_device(source, sample_ids, settings, **kwargs):
+        if len(sample_ids) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        seen.append(list(sample_ids))
+        return real(source, sample_ids, settings, **kwargs)
+
+    monkeypatch.setattr(generation, "sample_tokens", small_device)
+    samples, n_together = sample_within_memory(source, range(5, 14), settings, 8, lambda n: None, is_fixed=True)
+    assert n_together == 4
+    assert seen == [[4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
+    assert [s.ids.tolist() for s in samples] == [s.ids.tolist() for s in real(source, range(5, 14), settings)]
+
+
+def test_a_data_set_goes_on_in_batches_of_the_size_it_was_begun_with(tiny, monkeypatch):
+    """What fits is another number at every start, and on a GPU the shape of a batch shows in the ids."""
+    work = Path("datasets/tiny_42_1.0_0.9.unfinished")
+    real, calls = generation.sample_tokens, []
+
+    def stop_at_the_third(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(generation, "sample_tokens", stop_at_the_third)
+        patched.setattr(generation, "free_bytes", lambda device: 500_000)
+        with pytest.raises(SystemExit):
+            generate("--n", "200")
+    begun_with = json.loads((work / "batch.json").read_text())["batch_size"]
+    assert begun_with < 30
+    seen = shapes_seen(monkeypatch)
+    generate("--n", "200")
+    assert seen[0][0] == [*range(2 * begun_with, 3 * begun_with)]
+
+
 def test_out_of_memory_halves_the_batch_and_changes_nothing(neox, monkeypatch, caplog):
     source, settings, real = load(neox), SamplingSettings(max_length=16), sample_tokens
 
