@@ -5,7 +5,8 @@
 
 Every contender samples the same number of rows of the same length from BOS, in the same number format. "bare passes"
 are the forward passes of our loop at the same shapes with a fixed token instead of sampling: what is left is the price
-of sampling. "ours, fixed batches" keeps ended rows, which shows with `--early` alone. Ratios are what counts: machines are noisy, and the rounds of all contenders alternate.
+of sampling. "ours, fixed batches" keeps ended rows, which shows with `--early` alone. Ratios are what counts: machines
+are noisy, and the rounds of all contenders alternate.
 """
 
 import argparse
@@ -206,16 +207,20 @@ def report(args: argparse.Namespace, source: LoadedModel, speeds: dict, peaks: d
     for name, row in rows.items():
         print(f"{name:20} {row['tokens_per_sec']:>10,.1f} tok/s   ours is {row['ours_is_times']} times")
     if args.record:
-        device = torch.cuda.get_device_name() if source.model.device.type == "cuda" else cpu_name()
         record = {
             "command": "python " + shlex.join(sys.argv),
-            "device": device,
+            "device": device_name(source.model.device),
             "threads": args.threads,
             "results": rows,
             "versions": versions(),
         }
         known = json.loads(args.record.read_text()) if args.record.exists() else []
         write_json(args.record, [*known, record])
+
+
+def device_name(device: torch.device) -> str:
+    """Model name of what computes."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def cpu_name() -> str:

@@ -90,7 +90,8 @@ def measure(name: str, kind: str, n_latents: int, d_model: int, device: str, n_t
         "n_latents": n_latents,
         "d_model": d_model,
         "sec": round(time.perf_counter() - start, 2),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024),
         "total_cosine": round(float(cosine.sum(dtype="float64")), 3),
         "load_average": round(os.getloadavg()[0], 2),
         "steps": steps,

@@ -6,24 +6,34 @@ import sysconfig
 from importlib import metadata, util
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from sae_utils.errors import InputError
+
+SPARSIFY = "eai-sparsify>=1.3.3,<1.4"
+"""Versions whose trainer has the parts that are replaced and overridden here, though nothing promises them."""
 
 
 def check_sparsify() -> None:
-    """Refuse to start with the wrong `sparsify`, or with none.
+    """Refuse to start with the wrong `sparsify`, with a version that this was not written for, or with none.
 
     Raises:
-        InputError: If `eai-sparsify` is missing, or the unrelated package `sparsify` is installed (on its own, or
-            beside it: both write to one folder, so neither is whole).
+        InputError: If `eai-sparsify` is missing or of another version, or the unrelated package `sparsify` is installed
+            (on its own, or beside it: both write to one folder, so neither is whole).
     """
-    has_other = _is_installed("sparsify")
-    if has_other:
+    if _version("sparsify") is not None:
         raise InputError(
             "the installed package `sparsify` is Neural Magic's, not EleutherAI's, and has the same import name; run: "
-            "pip uninstall -y sparsify eai-sparsify && pip install eai-sparsify"
+            f"pip uninstall -y sparsify eai-sparsify && pip install '{SPARSIFY}'"
         )
-    if not _is_installed("eai-sparsify"):
-        raise InputError("EleutherAI's sparsify is not installed; run: pip install eai-sparsify (not `sparsify`)")
+    found = _version("eai-sparsify")
+    if found is None:
+        raise InputError(f"EleutherAI's sparsify is not installed; run: pip install '{SPARSIFY}' (not `sparsify`)")
+    if not Requirement(SPARSIFY).specifier.contains(found, prereleases=True):
+        raise InputError(
+            f"this project leans on the insides of {SPARSIFY}, and version {found} is installed; run: "
+            f"pip install '{SPARSIFY}'"
+        )
 
 
 def check_compiler() -> None:
@@ -66,10 +76,9 @@ def _missing_headers() -> str | None:
     return None if any(Path(each, "Python.h").exists() for each in searched) else f"{folder} has no Python.h"
 
 
-def _is_installed(package: str) -> bool:
-    """Whether a distribution of this name is installed."""
+def _version(package: str) -> str | None:
+    """Installed version of a distribution; None if it is not installed."""
     try:
-        metadata.distribution(package)
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return False
-    return True
+        return None

@@ -1,7 +1,7 @@
 """In how many passes of the target model a cell's SAEs are trained: one if they fit the device together, else more.
 
 SAEs do not see each other, so what a pass leaves out does not change what it trains: any division gives the same
-weights.
+weights, bit for bit on a CPU, and on a GPU up to the order in which it adds up gradients.
 """
 
 import itertools

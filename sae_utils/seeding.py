@@ -1,4 +1,4 @@
-"""One stream of uniform numbers per sample, so that a sample does not depend on what it was decoded with."""
+"""One stream of uniform numbers per sample, so that chance does not depend on what a sample was decoded with."""
 
 from collections.abc import Iterable
 

@@ -314,16 +314,21 @@ def test_training_refuses_in_one_line(tiny, capsys, flags, message):
     assert message in refused(capsys, train_sae.main, [*TRAIN, *flags])
 
 
-def test_wrong_sparsify_is_named(tiny, capsys, monkeypatch):
-    """`pip install sparsify` installs another project under the same import name."""
+@pytest.mark.parametrize(
+    ("installed", "message"),
+    [
+        ({"sparsify": "1.0"}, "pip uninstall -y sparsify eai-sparsify && pip install 'eai-sparsify>=1.3.3,<1.4'"),
+        ({}, "run: pip install 'eai-sparsify>=1.3.3,<1.4' (not `sparsify`)"),
+        ({"eai-sparsify": "1.4.0"}, "and version 1.4.0 is installed; run: pip install 'eai-sparsify>=1.3.3,<1.4'"),
+        ({"eai-sparsify": "1.3.2"}, "and version 1.3.2 is installed"),
+    ],
+)
+def test_wrong_sparsify_is_named(tiny, capsys, monkeypatch, installed, message):
+    """`pip install sparsify` installs another project under the same import name; other versions train otherwise."""
     from sae_utils import dependencies
 
-    monkeypatch.setattr(dependencies, "_is_installed", lambda package: package == "sparsify")
-    assert "pip uninstall -y sparsify eai-sparsify && pip install eai-sparsify" in refused(
-        capsys, train_sae.main, TRAIN
-    )
-    monkeypatch.setattr(dependencies, "_is_installed", lambda package: False)
-    assert "run: pip install eai-sparsify (not `sparsify`)" in refused(capsys, train_sae.main, TRAIN)
+    monkeypatch.setattr(dependencies, "_version", installed.get)
+    assert message in refused(capsys, train_sae.main, TRAIN)
 
 
 def test_more_training_lowers_fvu(tmp_path):

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import make_model
+from packaging.requirements import Requirement
 
 import generate_datasets
 import train_sae
+from sae_utils.dependencies import SPARSIFY
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -135,7 +137,7 @@ def test_public_ci_runs_the_two_commands_on_the_supported_pythons():
 def requirements() -> list[str]:
     """Names in requirements.txt."""
     lines = (ROOT / "requirements.txt").read_text().splitlines()
-    return [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
+    return [Requirement(line.split("#")[0]).name for line in lines if line.split("#")[0].strip()]
 
 
 def constraints() -> dict[str, str]:
@@ -154,6 +156,12 @@ def test_triton_is_pinned_as_pytorch_asks_for_it():
     """The CPU build does not ask: there, continuous integration installs the pinned one beside it."""
     asked = [line.split(";")[0].strip() for line in importlib.metadata.requires("torch") if line.startswith("triton")]
     assert {f"triton=={constraints()['triton']}"} >= set(asked)
+
+
+def test_sparsify_is_bound_to_the_versions_that_are_leaned_on():
+    """In the list that pip reads and in the check at the start; the tested version is one of them."""
+    assert SPARSIFY in (ROOT / "requirements.txt").read_text()
+    assert Requirement(SPARSIFY).specifier.contains(constraints()["eai-sparsify"])
 
 
 def test_conda_takes_the_same_lists_and_the_tested_python():
