@@ -43,9 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     amount.add_argument("--max_length", type=int, default=1024, help="longest sample in tokens, BOS included")
     running = parser.add_argument_group("running")
-    running.add_argument(
-        "--batch_size", type=int, default=None, help="samples decoded together; not given, what fits the device"
-    )
+    running.add_argument("--batch_size", type=int, default=None, help="samples decoded together; not given, what fits")
     running.add_argument(
         "--fixed_batches",
         action="store_true",
@@ -57,7 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--device", default="auto", help="cpu, cuda, cuda:N; auto is a GPU if there is one that PyTorch can use"
     )
     running.add_argument(
-        "--dtype", default="auto", help="float32, bfloat16, float16; auto is bfloat16 on a GPU, float32 on a CPU"
+        "--dtype",
+        default="auto",
+        help="float32, bfloat16, float16; auto is bfloat16 on a GPU that has it, else float32",
     )
     running.add_argument(
         "--overwrite", action="store_true", help="throw away what stands there instead of continuing or extending it"

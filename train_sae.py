@@ -85,7 +85,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="latents per dimension of the model; not given, 20 for pythia-1.4b, 16 for pythia-2.8b",
     )
     saes.add_argument(
-        "--num_latents", type=int, default=None, help="latents per SAE; not given, 40,960 unless a factor is set"
+        "--num_latents",
+        type=int,
+        default=None,
+        help="latents per SAE, on a GPU a multiple of 8; not given, 40,960 unless a factor is set",
     )
     training = parser.add_argument_group("training")
     training.add_argument("--batch_size", type=int, default=2, help="sequences per step, of all processes together")
@@ -141,7 +144,8 @@ def build_parser() -> argparse.ArgumentParser:
     running.add_argument(
         "--dtype",
         default="auto",
-        help="format of the target's weights: float32, bfloat16, float16; auto is bfloat16 on a GPU, float32 on a CPU",
+        help="format of the target's weights: float32, bfloat16, float16; auto is bfloat16 on a GPU that has it, else "
+        "float32",
     )
     running.add_argument(
         "--overwrite", action="store_true", help="throw away what stands there instead of continuing it"

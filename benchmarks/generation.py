@@ -34,7 +34,7 @@ from sae_utils.models import LoadedModel, load_causal_lm
 from sae_utils.packed_attention import attention_kernels, use_packed_attention_
 from sae_utils.packed_linear import pack_linears_
 from sae_utils.records import versions, write_json
-from sae_utils.sampling import PACES, SamplingSettings, sample_tokens
+from sae_utils.sampling import SamplingSettings, pace_of, sample_tokens
 
 SHAPES = {
     "pythia-1.4b": {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 8192},
@@ -126,7 +126,7 @@ def resident_peak() -> Iterator[list[int]]:
 @torch.inference_mode()
 def run_bare(source: LoadedModel, n_rows: int, n_tokens: int) -> int:
     """The forward passes of our loop, without sampling."""
-    is_whole = PACES[source.model.device.type].is_cache_whole
+    is_whole = pace_of(source.model.device).is_cache_whole
     cache = make_cache(source.model.config, n_tokens if is_whole else None)
     ids = torch.full((n_rows, 1), source.bos_id, device=source.model.device)
     with attention_kernels(source.model.device):

@@ -24,15 +24,18 @@ def adapted_sparsify(device: torch.device) -> Iterator[None]:
     """Replace four things that sparsify's trainer calls by what fits here, while it runs.
 
     Its progress bar counts batches; ours counts tokens. It gives DDP the process's number as the device, which fails on
-    a CPU and on a second machine. Its Muon shares the update's work out among processes, so that each keeps other
-    state; here each does all of it, and any number of processes can go on from one state. And it takes adam from
-    bitsandbytes, with 8-bit state, where that can be imported: the same command would train other weights elsewhere.
+    a CPU and on a second machine, and lets it keep gradients twice. Its Muon shares the update's work out among
+    processes, so that each keeps other state; here each does all of it, and any number of processes can go on from one
+    state. And it takes adam from bitsandbytes, with 8-bit state, where that can be imported: the same command would
+    train other weights elsewhere.
     """
     module = sys.modules[Trainer.__module__]
     bar, ddp, muon = module.tqdm, module.DDP, module.Muon
     assert (ddp, muon) == (DistributedDataParallel, Muon), "sparsify's trainer is not the one this was written for"
     module.tqdm = lambda *args, **kwargs: bar(*args, **(kwargs | {"disable": True}))
-    module.DDP = lambda sae, device_ids: ddp(sae, device_ids=[device.index] if device.type == "cuda" else None)
+    module.DDP = lambda sae, device_ids: ddp(
+        sae, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True
+    )
     module.Muon = lambda *args, **kwargs: muon(*args, **(kwargs | {"ddp": False}))
     bitsandbytes = sys.modules.pop(BITSANDBYTES, None)
     sys.modules[BITSANDBYTES] = None  # its import then fails as if it were not installed

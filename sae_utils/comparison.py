@@ -20,10 +20,10 @@ from sae_utils.contexts import HOW_CHOSEN, choose_latents, find_contexts
 from sae_utils.devices import DTYPES
 from sae_utils.errors import InputError
 from sae_utils.evaluation import measure_reconstruction
-from sae_utils.memory import free_bytes
+from sae_utils.memory import USABLE_SHARE, free_bytes, release_memory
 from sae_utils.models import LoadedModel, load_causal_lm
 from sae_utils.packing import Chunks
-from sae_utils.passes import DENSE_COPIES, LATENT_COPIES, USABLE_SHARE, sae_bytes
+from sae_utils.passes import DENSE_COPIES, LATENT_COPIES, sae_bytes
 from sae_utils.progress import token_bar
 from sae_utils.random_tokens import RandomFiring, known_ids, measure_random_firing, random_sequences
 from sae_utils.records import read_json, write_json
@@ -112,6 +112,7 @@ class Group:
         self, saes: Sequence[TrainedSae], target: LoadedModel
     ) -> Iterator[dict[tuple, tuple[str, SparseCoder]]]:
         """These SAEs with the layers they read, as many at a time as fit the device beside what is there already."""
+        release_memory(self.settings.device)  # what was measured before is not counted as free otherwise
         sizes = [sae_bytes(sae.record["d_model"], sae.record["n_latents"]) for sae in saes]
         room = int(free_bytes(self.settings.device) * USABLE_SHARE) - self.batch_bytes(saes, target)
         n_fit = max(1, room // max(sizes))

@@ -153,10 +153,15 @@ def _failure_on(device: torch.device) -> str | None:
     """First line of the error that the smallest computation ends with; None if it works.
 
     A card that is too old or too new for this build of PyTorch is seen, and runs nothing.
+
+    Raises:
+        InputError: If there is no room on it even for that: no reason to compute elsewhere for days.
     """
     try:
         with warnings.catch_warnings(record=True):  # many lines on such a card
             (torch.zeros(1, device=device) + 1).item()
+    except torch.OutOfMemoryError as err:
+        raise InputError(f"{device} works and is full ({_first_line(err)}); free it, or use --device cpu") from err
     except RuntimeError as err:
         return _first_line(err)
     return None

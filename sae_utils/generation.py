@@ -42,7 +42,7 @@ from sae_utils.paths import DatasetKey, short_name
 from sae_utils.progress import token_bar
 from sae_utils.quality import measure_quality
 from sae_utils.records import check_same_settings, git_commit, versions, write_json
-from sae_utils.sampling import Sample, SamplingSettings, sample_tokens
+from sae_utils.sampling import Pace, Sample, SamplingSettings, pace_of, sample_tokens
 from sae_utils.shards import OTHER_SETTINGS_REMEDY, Goal, GrowingDataset
 
 logger = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ def run_job(checked: CheckedJob, workers: Workers, *, quiet: bool = False) -> st
         if not workers.is_main:
             return workers.agree(None)
         dataset, cut, nll_sum_units = growing.finish(job.goal, source.tokenizer, source.bos_id)
-        record = _make_record(checked, growing.settings, source, dataset)
+        record = _make_record(job, growing, source, dataset)
         record |= {"nll_sum_units": nll_sum_units, "cut_sample": cut}
         record["quality"] = measure_quality(dataset, source, job.settings, nll_sum_units)
         write_data_card(growing.work / "dataset", record, dataset)
@@ -227,12 +227,13 @@ def sample_until_goal(
     job = checked.job
     n_samples, n_tokens = workers.agree(growing.progress() if workers.is_main else None)
     if workers.is_main:
-        growing.begin(checked.n_rows)
+        growing.begin()
+        growing.add_batches(checked.n_rows, is_fixed=job.fixed_batches)
         if n_samples:
             logger.info("%s: going on after %s samples, %s tokens", growing.final, f"{n_samples:,}", f"{n_tokens:,}")
     is_quiet = quiet or not workers.is_main
     with token_bar(short_name(job.reference), total=job.goal.n_tokens, initial=n_tokens, quiet=is_quiet) as bar:
-        n_together = checked.n_rows
+        n_together, pace = checked.n_rows, pace_of(job.device)
         while not job.goal.is_reached(n_samples, n_tokens):
             stop = n_samples + _rows_in_round(checked, n_samples, n_tokens, workers.n)
             start = n_samples - n_samples % checked.n_rows if job.fixed_batches else n_samples
@@ -240,10 +241,12 @@ def sample_until_goal(
             own = range(max(first, n_samples), min(stop, first + checked.n_rows))
             if own:
                 samples, n_together = sample_within_memory(
-                    source, own, job.settings, n_together, bar.update, is_fixed=job.fixed_batches
+                    source, own, job.settings, n_together, bar.update, is_fixed=job.fixed_batches, pace=pace
                 )
                 growing.add(own.start, samples, source.tokenizer, source.bos_id)
-            workers.wait()
+            for each in workers.gather(n_together):  # smaller where memory ran out
+                if workers.is_main:
+                    growing.add_batches(each, is_fixed=job.fixed_batches)
             n_samples, n_tokens = workers.agree(growing.progress() if workers.is_main else None)
             bar.n = n_tokens
             if job.goal.n_tokens is None:
@@ -258,6 +261,7 @@ def sample_within_memory(
     on_tokens: Callable[[int], None],
     *,
     is_fixed: bool = False,
+    pace: Pace | None = None,
 ) -> tuple[list[Sample], int]:
     """Sample these, at most `n_together` at a time; when the device runs out of memory, half as many, and so on.
 
@@ -268,6 +272,7 @@ def sample_within_memory(
         n_together: Samples decoded together.
         on_tokens: Called with the number of tokens added, for progress.
         is_fixed: Decode sample i in row i mod `n_together` of a whole batch, and leave out what was not asked for.
+        pace: See `sample_tokens`.
 
     Returns:
         The samples, and how many fitted together.
@@ -281,7 +286,7 @@ def sample_within_memory(
         start = todo.start - todo.start % n_together if is_fixed else todo.start
         batch = range(start, start + n_together if is_fixed else min(start + n_together, todo.stop))
         try:
-            sampled = sample_tokens(source, batch, settings, is_fixed=is_fixed, on_tokens=on_tokens)
+            sampled = sample_tokens(source, batch, settings, is_fixed=is_fixed, pace=pace, on_tokens=on_tokens)
             samples += sampled[todo.start - start : todo.stop - start]
             continue
         except (RuntimeError, MemoryError) as err:
@@ -308,14 +313,23 @@ def fingerprint_dataset(dataset: Dataset) -> str:
 
 
 def _rows_together(job: GenerationJob, memory: MemoryEstimate, free: int | None) -> int:
-    """Samples decoded together: as many as asked for, as it was begun with, or as fit; the most if nobody knows.
+    """Samples decoded together: as many as asked for, or as fit; the most there may be if nobody knows.
 
-    The free memory is another one at every start, and the shape of a batch shows in what a GPU rounds.
+    The free memory is another one at every start, and the shape of a batch shows in what a GPU rounds: so as many as
+    the data set was begun with, if they fit.
     """
-    begun_with = None if job.overwrite else GrowingDataset(job.folder, {}, overwrite=False).batch_size
-    if known := job.batch_size or begun_with:
-        return known
-    return MAX_ROWS[job.device.type] if free is None else memory.fitting_rows(free, job.device)
+    if job.batch_size is not None:
+        return job.batch_size
+    n_fit = MAX_ROWS[job.device.type] if free is None else memory.fitting_rows(free, job.device)
+    batches = [] if job.overwrite else GrowingDataset(job.folder, {}, overwrite=False).batches
+    if not batches:
+        return n_fit
+    begun_with = batches[0][0]
+    if n_fit < begun_with:
+        logger.warning(
+            "%s was begun with %d samples together, and %d fit here; going on with those", job.folder, begun_with, n_fit
+        )
+    return min(begun_with, n_fit)
 
 
 def _rows_in_round(checked: CheckedJob, n_samples: int, n_tokens: int, n_workers: int) -> int:
@@ -346,13 +360,10 @@ def _identity(job: GenerationJob, source: LoadedModel) -> dict[str, Any]:
     }
 
 
-def _make_record(
-    checked: CheckedJob, settings: dict[str, Any], source: LoadedModel, dataset: Dataset
-) -> dict[str, Any]:
+def _make_record(job: GenerationJob, growing: GrowingDataset, source: LoadedModel, dataset: Dataset) -> dict[str, Any]:
     """Contents of generation.json, without the statistics."""
-    job = checked.job
     return {
-        "settings": settings,
+        "settings": growing.settings,
         "model_reference": job.reference,
         "bos_token": source.tokenizer.convert_ids_to_tokens(source.bos_id),
         "goal": asdict(job.goal),
@@ -360,18 +371,14 @@ def _make_record(
         "n_tokens": int(dataset.data.column("num_tokens").to_numpy().sum()),
         "fingerprint": fingerprint_dataset(dataset),
         "device": job.device.type,
-        **_rounding(checked),
+        **_rounding(job, growing),
         "versions": versions(),
         "git_commit": git_commit(),
     }
 
 
-def _rounding(checked: CheckedJob) -> dict[str, Any]:
-    """What, beside the settings, shows in the last bits on a GPU and may so change a token; nothing on a CPU."""
-    if checked.job.device.type == "cpu":
+def _rounding(job: GenerationJob, growing: GrowingDataset) -> dict[str, Any]:
+    """What, beside the settings, shows in the last bits on a GPU and may so change an id; nothing on a CPU."""
+    if job.device.type == "cpu":
         return {}
-    return {
-        "device_name": torch.cuda.get_device_name(checked.job.device),
-        "batch_size": checked.n_rows,
-        "fixed_batches": checked.job.fixed_batches,
-    }
+    return {"device_name": torch.cuda.get_device_name(job.device), "batches": growing.batches}

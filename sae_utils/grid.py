@@ -58,7 +58,8 @@ def plan_grid(args: argparse.Namespace, workers: Workers, device: torch.device) 
     if not workers.is_main:
         workers.wait()  # the main process packs, the others find it packed
     sources = find_sources(args)
-    targets = find_targets(args, settings, device, dtype)
+    is_replicated = workers.n > 1 and not args.distribute_modules
+    targets = find_targets(args, settings, device, dtype, is_replicated=is_replicated)
     chunks = {
         (target.name, source.name): pack_source(source, target.tokenizer, settings.ctx_len, args.datasets_dir)
         for target in targets
@@ -96,7 +97,12 @@ def plan_grid(args: argparse.Namespace, workers: Workers, device: torch.device) 
 
 
 def find_targets(
-    args: argparse.Namespace, settings: TrainingSettings, device: torch.device, dtype: torch.dtype
+    args: argparse.Namespace,
+    settings: TrainingSettings,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    is_replicated: bool,
 ) -> list[Target]:
     """The target models, checked against the settings; their weights are not loaded.
 
@@ -127,6 +133,7 @@ def find_targets(
             n_latents=n_latents,
             k=settings.k,
             optimizer=settings.optimizer,
+            is_replicated=is_replicated,
             tokens_per_micro_batch=settings.batch_size * settings.ctx_len // settings.micro_acc_steps,
         )
         targets.append(Target(reference, load_tokenizer(reference), d_model, n_latents, memory))

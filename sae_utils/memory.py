@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from sae_utils.devices import is_here
 
 USABLE_SHARE = 0.85
-"""Share of the free memory that a batch may fill; the rest is for what is not counted here."""
+"""Share of the free memory that may be filled; the rest is for what is not counted."""
 
 ROWS_MULTIPLE = 32
 """Batches of more samples than this are a multiple of it: other numbers leave parts of a GPU idle."""
@@ -36,8 +36,8 @@ OUT_OF_MEMORY_WORDINGS = (
 """How a RuntimeError says that memory ran out, in lower case. A kernel that wants more shared memory than a GPU has
 ("out of resource") does so for batches of any size."""
 
-LOGIT_COPIES = 5
-"""Float32 arrays of a row's vocabulary that stand side by side while a token is chosen."""
+LOGIT_COPIES = 7
+"""Float32 arrays of a row's vocabulary that stand side by side while a token is chosen; some are float64."""
 
 NOT_HERE = "PyTorch sees no GPU here, so its memory is not known"
 """What a plan says where `free_bytes` is None."""

@@ -53,7 +53,7 @@ def choose_among(
     """`choose_tokens` for a device that must not be asked: shapes do not depend on what the tensors hold.
 
     Only the most probable tokens are looked at. Whether they were enough stays on the device, to be read when it is
-    convenient; if they were not, what was chosen is not to be used.
+    convenient; where they were not, what was chosen is not to be used.
 
     Args:
         logits: Next-token logits, `(batch, vocab)`, any float type.
@@ -63,8 +63,8 @@ def choose_among(
         n_candidates: Tokens looked at; as many as there are, or more, are always enough.
 
     Returns:
-        Token ids and their negative log-likelihoods, as of `choose_tokens`; and whether the candidates held the whole
-        nucleus of every row, bool `()`.
+        Token ids and their negative log-likelihoods, as of `choose_tokens`; and for which rows the candidates held the
+        whole nucleus, bool `(batch,)`.
     """
     logits, probs = _probabilities(logits, temperature)
     if top_p >= 1.0:
@@ -75,7 +75,7 @@ def choose_among(
         is_whole = torch.ones(len(probs), dtype=torch.bool, device=probs.device)
     else:
         tokens, is_whole = _choose_from_top(probs, uniforms, top_p, n_candidates)
-    return tokens, _negative_log_likelihood(logits, probs, tokens, temperature), is_whole.all()
+    return tokens, _negative_log_likelihood(logits, probs, tokens, temperature), is_whole
 
 
 def truncated_distribution(logits: Tensor, *, temperature: float, top_p: float) -> Tensor:

@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sae_utils.errors import InputError
-
-USABLE_SHARE = 0.85
-"""Share of the free memory that a pass may fill; the rest is for what is not counted."""
+from sae_utils.memory import USABLE_SHARE
 
 LATENT_COPIES = 2
 """Float32 arrays of `(tokens, n_latents)` side by side in an SAE's forward pass; one of them again in its backward
@@ -89,7 +87,14 @@ def sae_bytes(d_model: int, n_latents: int) -> int:
 
 
 def estimate_pass_memory(
-    *, model_bytes: int, d_model: int, n_latents: int, k: int, optimizer: str, tokens_per_micro_batch: int
+    *,
+    model_bytes: int,
+    d_model: int,
+    n_latents: int,
+    k: int,
+    optimizer: str,
+    tokens_per_micro_batch: int,
+    is_replicated: bool = False,
 ) -> PassMemory:
     """Memory of training.
 
@@ -104,12 +109,13 @@ def estimate_pass_memory(
         k: Active latents per token.
         optimizer: signum, adam or muon.
         tokens_per_micro_batch: Tokens that an SAE encodes at a time.
+        is_replicated: Whether several processes hold the same SAEs and average their gradients, in buffers besides.
     """
     latents = 4 * tokens_per_micro_batch * n_latents
     dense = 4 * tokens_per_micro_batch * d_model
     one_sae = sae_bytes(d_model, n_latents)
     one_turn = DENSE_COPIES * dense + max(LATENT_COPIES * latents, latents + k * dense, one_sae)
-    return PassMemory(model_bytes + one_turn, one_sae * (2 + OPTIMIZER_COPIES[optimizer]))
+    return PassMemory(model_bytes + one_turn, one_sae * (2 + OPTIMIZER_COPIES[optimizer] + is_replicated))
 
 
 def plan_passes(layers: Sequence[int], seeds: Sequence[int], n_fit: int, *, n_layers_together: int = 1) -> list[Pass]:

@@ -65,7 +65,7 @@ class Sample:
     temperature 1 and with nothing cut off; 0 for BOS, which was given."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pace:
     """How a device likes to be driven. What is sampled does not depend on it, but for what `is_cache_whole` says."""
 
@@ -73,15 +73,21 @@ class Pace:
     """Steps between two looks at what was sampled. A GPU runs ahead of the host as long as the host does not look."""
 
     n_candidates: int | None
-    """Most probable tokens that a nucleus is looked for in, four times as many whenever they are not enough; None to
-    look in as many as it takes, for devices that can be asked at every step."""
+    """Most probable tokens that every row's nucleus is looked for in; four times as many, for all batches of this pace,
+    once they were not enough for a row. None to look in as many as it takes, for devices that can be asked at every
+    step."""
 
     is_cache_whole: bool
     """Make room in the cache for `max_length` tokens at once; where attention takes whole buffers, as on a CPU, their
     size shows in how it rounds."""
 
 
-PACES = {"cpu": Pace(1, None, False), "cuda": Pace(16, 1024, True)}
+def pace_of(device: torch.device) -> Pace:
+    """What suits a device, to begin with."""
+    if device.type == "cpu":
+        return Pace(look_every=1, n_candidates=None, is_cache_whole=False)
+    # One wide nucleus among the rows of a block is enough to decode it again: few candidates cost more than many.
+    return Pace(look_every=16, n_candidates=4096, is_cache_whole=True)
 
 
 @torch.inference_mode()
@@ -100,17 +106,18 @@ def sample_tokens(
 
     Args:
         source: The model.
-        sample_ids: Which samples of the infinite stream to make; each depends on its own id, not on the others, as far
-            as the device multiplies a row by itself: bit for bit on a CPU, up to rounding on a GPU.
+        sample_ids: Which samples of the infinite stream to make; each depends on its own id, not on the others, but for
+            how the device rounds a row of a product by the shape of the whole. That shows in the last bits of float32
+            on a CPU and may flip an id on a GPU; with `is_fixed` the shape stays.
         settings: Seed, temperature, nucleus and longest length.
         is_fixed: Keep rows that have ended in the batch, so that all passes have one shape.
-        pace: How often to look; None for what suits the model's device.
+        pace: How to drive the device; None for what suits it. It keeps what was found out for the next batch.
         on_tokens: Called with the number of tokens added, for progress.
 
     Returns:
         One sample per id, 2 .. max_length tokens long.
     """
-    batch = Batch(source, sample_ids, settings, pace or PACES[source.model.device.type], is_fixed=is_fixed)
+    batch = Batch(source, sample_ids, settings, pace or pace_of(source.model.device), is_fixed=is_fixed)
     on_tokens(len(sample_ids))  # BOS
     with attention_kernels(source.model.device):
         while batch.n_live and batch.position < settings.max_length:
@@ -140,15 +147,14 @@ class Batch:
         self.n_live = n
         self.position = 1  # of the next token
         self.cache = make_cache(source.model.config, longest if pace.is_cache_whole else None)
-        self.n_candidates = pace.n_candidates
-        if self.n_candidates is not None and not can_go_back(self.cache):
-            self.n_candidates = EVERY_TOKEN
+        if pace.n_candidates is not None and not can_go_back(self.cache):
+            pace.n_candidates = EVERY_TOKEN
 
     def advance(self) -> int:
         """Decode a few positions, look at them, and drop rows that have ended; the number of tokens that were added."""
-        is_first = self.position == 1  # of one distribution for all rows, often a flat one
-        n_candidates = EVERY_TOKEN if is_first else self.n_candidates
-        n_steps = 1 if is_first else self.pace.look_every
+        n_candidates, n_steps = self.pace.n_candidates, self.pace.look_every
+        if n_candidates is not None and self.position == 1:  # one distribution for all rows, and often a flat one
+            n_candidates, n_steps = EVERY_TOKEN, 1
         stop = min(self.position + n_steps, self.settings.max_length)
         has_found = self.decode(stop, n_candidates)
         is_end = torch.isin(self.tokens[self.rows, self.position : stop], self.eos_ids) & self.is_live[:, None]
@@ -159,7 +165,7 @@ class Batch:
         n_tokens, n_live, is_found = torch.stack([n_added.sum(), is_live.sum(), has_found.long()]).tolist()
         if not is_found:
             go_back_(self.cache, stop - self.position)
-            self.n_candidates *= 4
+            self.pace.n_candidates *= 4
             return 0
         ends = torch.where(is_ending, self.position + n_added, self.lengths[self.rows])
         self.lengths[self.rows] = ends
@@ -171,19 +177,22 @@ class Batch:
     def decode(self, stop: int, n_candidates: int | None) -> Tensor:
         """Sample every row up to position `stop`; whether each nucleus was found, bool `()`, on the device.
 
-        Nothing is read from the device if `n_candidates` is a number.
+        Nothing is read from the device if `n_candidates` is a number. Behind a row's EOS another text would begin, with
+        a wide nucleus: there it does not matter.
         """
         has_found = torch.ones((), dtype=torch.bool, device=self.rows.device)
+        is_open = self.is_live  # rows whose next token counts
         step_ids = self.tokens[self.rows, self.position - 1].long()[:, None]
         shape = {"temperature": self.settings.temperature, "top_p": self.settings.top_p}
         for position in range(self.position, stop):
             output = self.source.model(input_ids=step_ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
             logits, uniforms = output.logits[:, -1], self.uniforms[self.rows, position - 1]
-            if self.pace.n_candidates is None:
+            if n_candidates is None:
                 chosen, nll = choose_tokens(logits, uniforms, **shape)
             else:
                 chosen, nll, is_whole = choose_among(logits, uniforms, **shape, n_candidates=n_candidates)
-                has_found = has_found & is_whole
+                has_found = has_found & (is_whole | ~is_open).all()
+                is_open = is_open & ~torch.isin(chosen, self.eos_ids)
             self.tokens[self.rows, position] = chosen.int()
             self.nll[self.rows, position] = nll
             step_ids = chosen[:, None]

@@ -1,7 +1,7 @@
 """A generated data set while it grows: finished samples in shards, put together into one Arrow data set at the end.
 
     <name>.unfinished/settings.json                what every sample in it was made with
-    <name>.unfinished/batch.json                   how many were decoded together
+    <name>.unfinished/batches.json                 how many were decoded together
     <name>.unfinished/samples_<first>_<stop>_<tokens>.arrow    samples first .. stop - 1, complete or absent
     <name>/                                        the finished data set, moved here in one step
 
@@ -201,18 +201,20 @@ class GrowingDataset:
         return n_samples, n_tokens
 
     @property
-    def batch_size(self) -> int | None:
-        """Samples that were decoded together by the run that began it; None if nothing was begun, or nothing says."""
-        path = self.work / "batch.json"
-        if path.exists():
-            return read_json(path)["batch_size"]
-        return (self.record or {}).get("batch_size")
+    def batches(self) -> list[list]:
+        """Every way in which samples were decoded together so far: how many, and whether in batches of one shape."""
+        path = self.work / "batches.json"
+        return read_json(path) if path.exists() else (self.record or {}).get("batches", [])
 
-    def begin(self, batch_size: int) -> None:
-        """Make the working folder, with the settings of every sample that will be in it, and how many go together."""
+    def add_batches(self, n_together: int, *, is_fixed: bool) -> None:
+        """Take note of how samples are decoded from now on."""
+        if [n_together, is_fixed] not in self.batches:
+            write_json(self.work / "batches.json", [*self.batches, [n_together, is_fixed]])
+
+    def begin(self) -> None:
+        """Make the working folder, with the settings of every sample that will be in it."""
         if not (self.work / "settings.json").exists():
             self.work.mkdir(parents=True, exist_ok=True)
-            write_json(self.work / "batch.json", {"batch_size": batch_size})
             write_json(self.work / "settings.json", self.settings)
 
     def add(self, first: int, samples: list[Sample], tokenizer: PreTrainedTokenizerBase, bos_id: int) -> None:

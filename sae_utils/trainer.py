@@ -195,7 +195,8 @@ class SaeTrainer(Trainer):
                 f"{self.work_dir} was begun {_describe_parts(saved['n_parts'])} and cannot go on "
                 f"{_describe_parts(n_parts)}; go on as it was begun, or give --overwrite"
             )
-        state = torch.load(self._state_path(saved["global_step"]), map_location=self.model.device, weights_only=True)
+        # Everything finds its way from there, and Adam's step counters stay on the host, where Adam reads them.
+        state = torch.load(self._state_path(saved["global_step"]), map_location="cpu", weights_only=True)
         for name, sae in self.saes.items():
             sae.load_state_dict(state["saes"][name])
         for optimizer, each in zip(self.optimizers, state["optimizers"], strict=True):
@@ -284,12 +285,10 @@ class SaeTrainer(Trainer):
 
         def prepare(sae: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
             statistics = self._statistics[hookpoint]
-            if (
-                self.global_step == 0
-            ):  # sparsify begins with the mean as the decoder's bias, rounded to the model's format
+            if self.global_step == 0:  # sparsify begins with the decoder's bias at the mean, in the model's format
                 sae.b_dec.data.copy_(statistics.mean)
-            in_float32 = {what: kwargs[what].float() for what in ("x", "y")}
-            return args, kwargs | in_float32 | {"total_variance": statistics.total_variance}
+            x = kwargs["x"].float()  # and what is to be reconstructed
+            return args, kwargs | {"x": x, "y": x, "total_variance": statistics.total_variance}
 
         return prepare
 

@@ -49,6 +49,7 @@ def train_cells(cells: Sequence[Cell]) -> list[Path]:
                 else:
                     logger.info("%s is finished and left alone; --overwrite would train it anew", cell.name)
         del model
+        release_memory(cells[0].run.device)
     return [cell.seed_dir(seed) for cell in cells for seed in range(cell.run.n_seeds)]
 
 

@@ -152,6 +152,19 @@ def test_a_number_of_latents_that_a_gpu_cannot_train_is_refused_in_the_plan(tiny
     ) in refused(capsys, train_sae.main, [*argv, "--device", "cuda"])
 
 
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_a_full_gpu_is_not_passed_over(monkeypatch, name):
+    """Somebody else's job on the card is no reason to compute on the CPU for days."""
+    pretend_gpus(monkeypatch, 1)
+
+    def full(*shape, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0 has")
+
+    monkeypatch.setattr(torch, "zeros", full)
+    with pytest.raises(InputError, match=r"cuda:0 works and is full \(CUDA out of memory"):
+        choose_device(name)
+
+
 @pytest.mark.parametrize("has_it", [True, False])
 def test_bfloat16_that_a_gpu_only_imitates_is_not_chosen(monkeypatch, has_it):
     """Cards before Ampere compute it by way of float32, slower than that."""

@@ -158,6 +158,13 @@ def test_triton_is_pinned_as_pytorch_asks_for_it():
     assert {f"triton=={constraints()['triton']}"} >= set(asked)
 
 
+def test_every_record_that_the_readme_names_is_there():
+    """A measurement without its record is a claim."""
+    named = re.findall(r"benchmarks/results/[\w.]+\.json", README)
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_sparsify_is_bound_to_the_versions_that_are_leaned_on():
     """In the list that pip reads and in the check at the start; the tested version is one of them."""
     assert SPARSIFY in (ROOT / "requirements.txt").read_text()

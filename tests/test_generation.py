@@ -141,11 +141,50 @@ def test_a_data_set_goes_on_in_batches_of_the_size_it_was_begun_with(tiny, monke
         patched.setattr(generation, "free_bytes", lambda device: 500_000)
         with pytest.raises(SystemExit):
             generate("--n", "200")
-    begun_with = json.loads((work / "batch.json").read_text())["batch_size"]
-    assert begun_with < 30
+    ((begun_with, is_fixed),) = json.loads((work / "batches.json").read_text())
+    assert begun_with < 30 and not is_fixed
     seen = shapes_seen(monkeypatch)
     generate("--n", "200")
     assert seen[0][0] == [*range(2 * begun_with, 3 * begun_with)]
+
+
+def test_fewer_samples_go_together_where_fewer_fit(tiny, monkeypatch, capsys):
+    """Begun on a large machine, finished on a small one, or by several processes that share one."""
+    generate("--n", "40", "--batch_size", "20")
+    job_file = Path("datasets/tiny_42_1.0_0.9/generation.json")
+    job_file.write_text(json.dumps(json.loads(job_file.read_text()) | {"batches": [[20, False]]}))
+    monkeypatch.setattr(generation, "free_bytes", lambda device: 200_000)
+    capsys.readouterr()
+    seen = shapes_seen(monkeypatch)
+    generate("--n", "60")
+    n_fit = len(seen[0][0])
+    assert n_fit < 20
+    assert f"was begun with 20 samples together, and {n_fit} fit here; going on with those" in capsys.readouterr().err
+
+
+def test_every_way_of_decoding_together_is_kept(tiny, monkeypatch):
+    """On a GPU it tells which shapes the ids were rounded in: asked for, halved for lack of memory, of one shape."""
+    real = generation.sample_tokens
+
+    def small_device(source, sample_ids, settings, **kwargs):
+        if len(sample_ids) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(source, sample_ids, settings, **kwargs)
+
+    monkeypatch.setattr(generation, "sample_tokens", small_device)
+    noted = []
+    add = generation.GrowingDataset.add_batches
+    monkeypatch.setattr(
+        generation.GrowingDataset,
+        "add_batches",
+        lambda self, n, *, is_fixed: (add(self, n, is_fixed=is_fixed), noted.append(self.batches)),
+    )
+    generate("--n", "20", "--batch_size", "10")
+    assert noted[-1] == [[10, False], [5, False]]
+    record = Path("datasets/tiny_42_1.0_0.9/generation.json")
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"batches": noted[-1]}))
+    generate("--n", "30", "--batch_size", "4", "--fixed_batches")
+    assert noted[-1] == [[10, False], [5, False], [4, True]]
 
 
 def test_out_of_memory_halves_the_batch_and_changes_nothing(neox, monkeypatch, caplog):

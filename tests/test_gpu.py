@@ -13,6 +13,7 @@ from test_cli import ROOT, TRAIN, generate, refused, train
 
 import generate_datasets
 import train_sae
+from sae_utils import packing
 from sae_utils.matching import match_rows
 from sae_utils.models import cut_after_, find_layers, load_causal_lm, load_trunk
 from sae_utils.packing import Chunks
@@ -87,7 +88,7 @@ def test_fixed_batches_give_the_same_ids_whatever_is_asked_for(tiny):
     generate("--n", "100", *flags, "--overwrite")
     assert sampled() == extended
     record = json.loads(Path("datasets/tiny_42_1.0_0.9/generation.json").read_text())
-    assert (record["device_name"], record["batch_size"]) == (torch.cuda.get_device_name(), 32)
+    assert (record["device_name"], record["batches"]) == (torch.cuda.get_device_name(), [[32, True]])
 
 
 def test_killed_generation_on_a_gpu_goes_on(tiny):
@@ -168,8 +169,9 @@ def test_a_decoding_block_never_waits_for_the_gpu(tiny):
 
 
 @pytest.mark.parametrize("optimizer", ["signum", "adam", "muon"])
-def test_training_steps_never_wait_for_the_gpu(tiny, optimizer):
+def test_training_steps_never_wait_for_the_gpu(tiny, monkeypatch, optimizer):
     """Between two readings of the losses, and after the first steps, in which things are built."""
+    monkeypatch.setattr(packing, "SEQUENCES_PER_COPY", 8)
     model = load_trunk("tiny", torch.device("cuda", 0), torch.bfloat16)
     cut_after_(model, 1)
     hookpoints = [f"{find_layers(model)[0]}.{layer}" for layer in (0, 1)]

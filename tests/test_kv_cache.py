@@ -80,7 +80,8 @@ def test_what_would_not_reach_the_buffers_is_refused():
     assert own - harmless - set(vars(BlockLayer)) == set(), "inherited, and not looked at"
 
 
-def test_only_caches_of_block_layers_go_back():
+def test_only_caches_of_block_layers_go_back(monkeypatch):
+    monkeypatch.setattr(kv_cache, "_warned", set())
     assert can_go_back(make_cache(llama_config(50)))
     window = make_cache(MistralConfig(num_hidden_layers=2, sliding_window=8))
     assert not can_go_back(window)

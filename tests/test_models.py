@@ -66,7 +66,7 @@ def test_activations_are_computed_without_asking_for_masks(kind, request):
     assert torch.equal(layer_output(model, ids), unmasked)
 
 
-@pytest.mark.parametrize(("kind", "is_skipped"), [("mistral", False), ("gemma2", False), ("qwen2", True)])
+@pytest.mark.parametrize(("kind", "is_skipped"), [("mistral", False), ("gemma3_text", False), ("qwen2", True)])
 def test_windows_keep_their_masks(kind, is_skipped):
     """A window that is forgotten shows in long sequences only."""
     shape = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 4}

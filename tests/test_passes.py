@@ -54,6 +54,14 @@ def test_memory_by_hand(n_latents, k, n_tokens, one_turn):
     assert memory.of(2) == 1000 + one_turn + 6 * one_sae
 
 
+def test_replicas_hold_gradients_twice():
+    """Processes average them in buffers of their own, and out of memory is the end where several train together."""
+    shape = {"model_bytes": 0, "d_model": 2, "n_latents": 3, "k": 1, "tokens_per_micro_batch": 10}
+    for optimizer, n_copies in (("signum", 4), ("adam", 5), ("muon", 4)):
+        memory = estimate_pass_memory(**shape, optimizer=optimizer, is_replicated=True)
+        assert memory.per_sae == n_copies * sae_bytes(2, 3)
+
+
 def test_as_many_saes_as_fit_into_85_percent():
     memory = PassMemory(fixed=1480, per_sae=204)
     assert memory.fitting(2223) == 2  # 85 % of it is 1,889

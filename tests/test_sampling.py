@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,13 +8,13 @@ from host_reads import HostReads
 from scipy import stats
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sae_utils import kv_cache
+from sae_utils import kv_cache, sampling
 from sae_utils.errors import InputError
 from sae_utils.models import LoadedModel, load_causal_lm
 from sae_utils.nucleus import choose_tokens
 from sae_utils.packed_attention import use_packed_attention_
 from sae_utils.packed_linear import pack_linears_
-from sae_utils.sampling import NLL_UNIT, Batch, Pace, SamplingSettings, sample_tokens
+from sae_utils.sampling import NLL_UNIT, Batch, Pace, SamplingSettings, pace_of, sample_tokens
 from sae_utils.seeding import sample_uniforms
 
 
@@ -56,19 +58,22 @@ def test_batch_size_does_not_change_samples(neox, batch_size, dtype):
     assert all(np.array_equal(a.ids, b.ids) for a, b in zip(together, pieces, strict=True))
 
 
-PACES = [
-    Pace(look_every=16, n_candidates=1024, is_cache_whole=True),  # a GPU's
-    Pace(look_every=7, n_candidates=4, is_cache_whole=False),  # so few that positions are decoded again
-    Pace(look_every=1, n_candidates=1, is_cache_whole=False),
-]
+GPU_PACE = pace_of(torch.device("cuda"))
 
 
-@pytest.mark.parametrize("pace", PACES)
+@pytest.mark.parametrize(
+    "pace",
+    [
+        GPU_PACE,
+        Pace(look_every=7, n_candidates=4, is_cache_whole=False),  # so few that positions are decoded again
+        Pace(look_every=1, n_candidates=1, is_cache_whole=False),
+    ],
+)
 @pytest.mark.parametrize("top_p", [0.5, 0.95, 1.0])
 @pytest.mark.parametrize("is_fixed", [False, True])
 def test_the_pace_does_not_show_in_what_is_sampled(llama, pace, top_p, is_fixed):
     """Looking rarely, going back, keeping ended rows: ways to be fast on some device, and nothing else."""
-    source, settings = load(llama), SamplingSettings(seed=3, top_p=top_p, max_length=40)
+    source, settings, pace = load(llama), SamplingSettings(seed=3, top_p=top_p, max_length=40), replace(pace)
     counted, seen = [], []
     expected = sample_tokens(source, range(60), settings, on_tokens=counted.append)
     found = sample_tokens(source, range(60), settings, pace=pace, is_fixed=is_fixed, on_tokens=seen.append)
@@ -81,27 +86,55 @@ def test_the_pace_does_not_show_in_what_is_sampled(llama, pace, top_p, is_fixed)
 
 
 def test_positions_are_decoded_again_only_when_candidates_were_too_few(llama):
-    """Else every block of a GPU would be paid for twice; and a wider search stays wide."""
+    """Else every block of a GPU would be paid for twice; and a wider search stays wide for the batches to come."""
     source, settings = load(llama), SamplingSettings(seed=3, top_p=0.95, max_length=33)
-    for n_candidates, n_blocks in ((4096, 1 + 4), (2, 1 + 4 + 3)):
-        batch = Batch(source, range(20), settings, Pace(8, n_candidates, True), is_fixed=True)
-        n_calls = 0
-        while batch.n_live and batch.position < settings.max_length:
-            batch.advance()
-            n_calls += 1
-        assert n_calls == n_blocks
+    assert [n_advances(source, settings, Pace(8, 4096, True)) for _ in range(2)] == [1 + 4, 1 + 4]
+    narrow = Pace(8, 2, True)
+    assert n_advances(source, settings, narrow) == 1 + 4 + 3
+    assert narrow.n_candidates == 2 * 4**3
+    assert n_advances(source, settings, narrow) == 1 + 4
+
+
+def n_advances(source, settings, pace) -> int:
+    """How often a batch has to be decoded a few positions further."""
+    batch, n = Batch(source, range(20), settings, pace, is_fixed=True), 0
+    while batch.n_live and batch.position < settings.max_length:
+        batch.advance()
+        n += 1
+    return n
+
+
+def test_what_comes_behind_an_eos_is_not_decoded_again(llama, monkeypatch):
+    """There another text would begin, whose first tokens have wide nuclei: every block in which a row ends would be."""
+    source, settings = load(llama), SamplingSettings(seed=3, max_length=33)
+    (eos_id,), real, last = source.eos_ids, sampling.choose_among, []
+
+    def wide_behind_eos(logits, uniforms, **how):
+        chosen, nll, is_whole = real(logits, uniforms, **how)
+        is_whole = is_whole & (last[-1] != eos_id) if last else is_whole
+        last.append(torch.where(last[-1] == eos_id, eos_id, chosen) if last else chosen)
+        return chosen, nll, is_whole
+
+    monkeypatch.setattr(sampling, "choose_among", wide_behind_eos)
+    batch = Batch(source, range(60), settings, Pace(8, 10**6, False), is_fixed=True)
+    n_calls = 0
+    while batch.n_live and batch.position < settings.max_length:
+        batch.advance()
+        n_calls += 1
+    assert (batch.lengths < 33).any(), "the test needs rows that end"
+    assert n_calls == 1 + 4
 
 
 @pytest.mark.parametrize("kind", ["neox", "llama", "gpt2"])
 def test_a_step_asks_the_device_for_nothing(kind, request):
     """Between two looks a GPU is given work without waiting for it; at a look there is one question."""
     source = load(request.getfixturevalue(kind))
-    batch = Batch(source, range(6), SamplingSettings(max_length=40), PACES[0], is_fixed=True)
+    batch = Batch(source, range(6), SamplingSettings(max_length=40), replace(GPU_PACE), is_fixed=True)
     batch.advance()
     with torch.inference_mode(), HostReads() as reads:
         batch.decode(batch.position + 8, n_candidates=64)
     assert not reads.counts
-    batch = Batch(source, range(6), SamplingSettings(max_length=40), PACES[0], is_fixed=True)
+    batch = Batch(source, range(6), SamplingSettings(max_length=40), replace(GPU_PACE), is_fixed=True)
     batch.advance()
     with torch.inference_mode(), HostReads() as reads:
         batch.advance()
@@ -115,7 +148,7 @@ def test_steps_run_on_a_device_that_holds_no_data(kind):
         model = AutoModelForCausalLM.from_config(CONFIGS[kind](300)).eval()
     use_packed_attention_(model)
     source = LoadedModel(kind, model, None, 1, (2,))
-    batch = Batch(source, range(6), SamplingSettings(max_length=40), PACES[0], is_fixed=True)
+    batch = Batch(source, range(6), SamplingSettings(max_length=40), replace(GPU_PACE), is_fixed=True)
     with torch.inference_mode():
         has_found = batch.decode(9, n_candidates=64)
     assert (has_found.device.type, has_found.dtype, has_found.shape) == ("meta", torch.bool, ())

@@ -35,7 +35,7 @@ def finish(growing, goal, source) -> dict:
 def build(folder, goal, source, *pieces):
     """Write pieces as shards, one after the other, and finish."""
     with GrowingDataset(folder, SETTINGS, overwrite=False) as growing:
-        growing.begin(8)
+        growing.begin()
         first = growing.progress()[0]
         for piece in pieces:
             growing.add(first, piece, source.tokenizer, source.bos_id)
@@ -83,7 +83,7 @@ def test_likelihoods_are_summed_over_the_tokens_that_are_in(tmp_path, neox):
     source, rows = load(neox), samples(4, 5, 6)
     for budget, expected in ((7, 3), (8, 4), (9, 5), (12, 5 + 3 * 2), (15, 5 + 6 * 2)):
         with GrowingDataset(tmp_path / "d", SETTINGS, overwrite=False) as growing:
-            growing.begin(8)
+            growing.begin()
             first = growing.progress()[0]
             if new := rows[first : 2 if budget < 10 else 3]:
                 growing.add(first, new, source.tokenizer, source.bos_id)
@@ -94,7 +94,7 @@ def test_a_torn_shard_is_not_counted(tmp_path, neox):
     """SIGKILL while a shard is written leaves a file under another name; it must not count as samples."""
     source = load(neox)
     with GrowingDataset(tmp_path / "d", SETTINGS, overwrite=False) as growing:
-        growing.begin(8)
+        growing.begin()
         growing.add(0, samples(4), source.tokenizer, source.bos_id)
         (growing.work / "writing_samples_000000001_000000002_5.arrow").write_bytes(b"torn")
         assert growing.progress() == (1, 4)
@@ -103,7 +103,7 @@ def test_a_torn_shard_is_not_counted(tmp_path, neox):
 def test_a_gap_ends_what_counts(tmp_path, neox):
     source = load(neox)
     with GrowingDataset(tmp_path / "d", SETTINGS, overwrite=False) as growing:
-        growing.begin(8)
+        growing.begin()
         growing.add(0, samples(4), source.tokenizer, source.bos_id)
         growing.add(2, samples(4), source.tokenizer, source.bos_id)
         assert growing.progress() == (1, 4)
@@ -114,7 +114,7 @@ def test_a_kill_between_the_last_two_renames_loses_nothing(tmp_path, neox):
     source = load(neox)
     build(tmp_path / "d", Goal(1), source, samples(4))
     with GrowingDataset(tmp_path / "d", SETTINGS, overwrite=False) as growing:
-        growing.begin(8)
+        growing.begin()
         growing.add(1, samples(3), source.tokenizer, source.bos_id)
         growing.final.rename(growing.work / "previous")
     with GrowingDataset(tmp_path / "d", SETTINGS, overwrite=False) as growing:
@@ -125,7 +125,7 @@ def test_a_kill_between_the_last_two_renames_loses_nothing(tmp_path, neox):
 def test_other_settings_are_refused_with_both_values(tmp_path, neox):
     source = load(neox)
     with GrowingDataset(tmp_path / "d", SETTINGS, overwrite=False) as growing:
-        growing.begin(8)
+        growing.begin()
         growing.add(0, samples(4), source.tokenizer, source.bos_id)
     with (
         pytest.raises(InputError, match=r"top_p was 0.9 and is now 0.5.*--overwrite"),

@@ -237,6 +237,22 @@ def test_steps_ask_the_device_for_nothing_but_losses_every_few(neox, tmp_path, o
     assert counts[1:9] == 2 * [{}, {}, {"tolist": 1}, {}]  # of steps 2 to 9; the first one builds things
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_step_counters_stay_on_the_host_after_a_resumption(neox, tmp_path, monkeypatch, optimizer):
+    """Adam reads them at every step: loaded to a GPU, each of its parameters would make the host wait."""
+    trainer = make_trainer(neox, tmp_path, optimizer=optimizer)
+    train(trainer)
+    trainer.save_state()
+    resumed, load, seen = make_trainer(neox, tmp_path, optimizer=optimizer), torch.load, []
+    monkeypatch.setattr(
+        torch, "load", lambda *args, **kwargs: (seen.append(kwargs["map_location"]), load(*args, **kwargs))[1]
+    )
+    resumed.load_state()
+    assert seen == ["cpu"]
+    steps = [state["step"] for each in resumed.optimizers for state in each.state.values() if "step" in state]
+    assert steps and all(step.is_cpu for step in steps)
+
+
 def test_losses_are_reported_for_every_step_whenever_they_are_read(neox, tmp_path):
     """Read a few together, they are the same numbers in the same order, and a checkpoint finds them reported."""
     expected = train(make_trainer(neox, tmp_path / "a"))

@@ -253,6 +253,21 @@ def test_two_processes_go_on_where_they_were_killed(with_data, how):
     assert_same_folders("checkpoints", "killed")
 
 
+def test_distributed_losses_are_the_same_whenever_they_are_read(with_data):
+    """On GPUs several steps are read together: every process's part of every step must find its place."""
+    torchrun("--distribute_modules")
+    Path("seldom.py").write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from sae_utils import trainer; trainer.READ_BACK_STEPS['cpu'] = 7\n"
+        "import train_sae; train_sae.main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--"]
+    argv = [*TRAIN, "--train_only", "--distribute_modules", "--checkpoint_dir", "seldom"]
+    done = subprocess.run([*command, "seldom.py", *argv], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert_same_folders("checkpoints", "seldom")
+
+
 def refused_by_one(argv: list[str]) -> str:
     """What a single process says."""
     done = subprocess.run(
