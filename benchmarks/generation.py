@@ -214,8 +214,13 @@ def report(args: argparse.Namespace, source: LoadedModel, speeds: dict, peaks: d
             "results": rows,
             "versions": versions(),
         }
-        known = json.loads(args.record.read_text()) if args.record.exists() else []
-        write_json(args.record, [*known, record])
+        add_record(args.record, record)
+
+
+def add_record(path: Path, record: dict) -> None:
+    """Add a record to a file of them."""
+    known = json.loads(path.read_text()) if path.exists() else []
+    write_json(path, [*known, record])
 
 
 def device_name(device: torch.device) -> str:

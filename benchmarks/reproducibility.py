@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from generation import SHAPES, device_name, load_source
+from generation import SHAPES, add_record, device_name, load_source
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from sae_utils.models import LoadedModel
 from sae_utils.packed_linear import pack_linears_
-from sae_utils.records import versions, write_json
+from sae_utils.records import versions
 from sae_utils.sampling import Sample, SamplingSettings, sample_tokens
 
 
@@ -49,8 +49,7 @@ def main() -> None:
             "results": rows,
             "versions": versions(),
         }
-        known = json.loads(args.record.read_text()) if args.record.exists() else []
-        write_json(args.record, [*known, record])
+        add_record(args.record, record)
 
 
 def sampled(

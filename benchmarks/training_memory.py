@@ -20,14 +20,14 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from generation import device_name
+from generation import add_record, device_name
 from transformers import AutoModel, GPTNeoXConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from sae_utils.models import skip_masks_
 from sae_utils.packing import Chunks
 from sae_utils.passes import estimate_pass_memory
-from sae_utils.records import versions, write_json
+from sae_utils.records import versions
 from sae_utils.sparse_coders import SparseCoderConfig, TrainConfig
 from sae_utils.trainer import SaeTrainer
 
@@ -56,8 +56,7 @@ def main() -> None:
             "results": rows,
             "versions": versions(),
         }
-        known = json.loads(args.record.read_text()) if args.record.exists() else []
-        write_json(args.record, [*known, record])
+        add_record(args.record, record)
 
 
 def measure(args: argparse.Namespace, size: str) -> dict[str, int | float | str]:
