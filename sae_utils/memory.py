@@ -14,7 +14,7 @@ USABLE_SHARE = 0.85
 """Share of the free memory that may be filled; the rest is for what is not counted."""
 
 ROWS_MULTIPLE = 32
-"""Batches of more samples than this are a multiple of it: other numbers leave parts of a GPU idle."""
+"""Batches of more samples than this are a multiple of it, as GPUs multiply matrices in tiles of rows."""
 
 MAX_ROWS = {"cpu": 128, "cuda": 1024}
 """Most samples decoded together: beyond this, speed hardly grows."""

@@ -127,7 +127,7 @@ def _choose_from_probs(probs: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
     rows = torch.arange(len(probs), device=probs.device)  # those whose nucleus has not been found
     for floor in CANDIDATE_FLOORS:
         values, ids = _candidates(probs, floor)
-        chosen, is_whole = _choose_sorted(values, ids, uniforms, top_p)
+        chosen, is_whole, _ = _choose_sorted(values, ids, uniforms, top_p)
         tokens[rows[is_whole]] = chosen[is_whole]
         if is_whole.all():
             return tokens
@@ -148,9 +148,8 @@ def _choose_from_top(probs: Tensor, uniforms: Tensor, top_p: float, n_candidates
     ids, by_id = ids.sort(dim=-1)  # so that equal probabilities end up in the order of their ids
     values, by_value = values.gather(-1, by_id).sort(dim=-1, descending=True, stable=True)
     ids = ids.gather(-1, by_value)
-    tokens, is_whole = _choose_sorted(values, ids, uniforms, top_p)
+    tokens, is_whole, last = _choose_sorted(values, ids, uniforms, top_p)
     # Which of several equal probabilities are the last candidates is left to chance: the nucleus has to end before.
-    last = _last_of_nucleus(values.double().cumsum(dim=-1), top_p)
     return tokens, is_whole & (values.gather(-1, last) > values[:, -1:]).squeeze(-1)
 
 
@@ -172,18 +171,17 @@ def _candidates(probs: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     return values, padded_ids.gather(-1, order)
 
 
-def _choose_sorted(values: Tensor, ids: Tensor, uniforms: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """Tokens `(batch,)` from sorted probabilities, and for which rows they hold the whole nucleus."""
+def _choose_sorted(values: Tensor, ids: Tensor, uniforms: Tensor, top_p: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens `(batch,)` from sorted probabilities, for which rows they hold the whole nucleus, and where it ends.
+
+    The end is the column of the nucleus' last token, or of the last one there is, `(batch, 1)`.
+    """
     cumulative = values.double().cumsum(dim=-1)
-    last = _last_of_nucleus(cumulative, top_p)
+    last = (cumulative < top_p).sum(dim=-1, keepdim=True).clamp(max=values.shape[-1] - 1)
     goal = _below(uniforms[:, None], cumulative.gather(-1, last))
     picked = torch.searchsorted(cumulative, goal, right=True)
-    return ids.gather(-1, picked.clamp(max=values.shape[-1] - 1)).squeeze(-1), cumulative[:, -1] >= top_p
-
-
-def _last_of_nucleus(cumulative: Tensor, top_p: float) -> Tensor:
-    """Column of each row's last token in the nucleus, or of the last one there is, `(batch, 1)`."""
-    return (cumulative < top_p).sum(dim=-1, keepdim=True).clamp(max=cumulative.shape[-1] - 1)
+    tokens = ids.gather(-1, picked.clamp(max=values.shape[-1] - 1)).squeeze(-1)
+    return tokens, cumulative[:, -1] >= top_p, last
 
 
 def _invert_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
