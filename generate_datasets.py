@@ -89,10 +89,10 @@ def generate(args: argparse.Namespace) -> None:
     """
     from sae_utils.devices import choose_device, choose_dtype
     from sae_utils.distributed import find_launch, join_workers, leave_workers
-    from sae_utils.generation import GenerationJob, check_jobs, run_job
+    from sae_utils.generation.job import GenerationJob, check_jobs, run_job
+    from sae_utils.generation.sampling import SamplingSettings
+    from sae_utils.generation.shards import Goal
     from sae_utils.progress import script_output
-    from sae_utils.sampling import SamplingSettings
-    from sae_utils.shards import Goal
 
     with script_output(quiet=args.quiet or not find_launch().is_main):
         # 1. Check every setting and every model's configuration before anything large is loaded.

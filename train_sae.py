@@ -19,7 +19,7 @@ from sae_utils.errors import InputError
 if TYPE_CHECKING:  # their import takes seconds, which --help does not need
     import torch
 
-    from sae_utils.trained import TrainedSae
+    from sae_utils.comparison.trained import TrainedSae
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -192,10 +192,10 @@ def train(args: argparse.Namespace) -> None:
             check_compiler()
         workers = join_workers(on_gpus=on_gpu)
         # Only now: these import sparsify, which asks PyTorch for GPUs, and PyTorch prints once why it sees none.
-        from sae_utils.grid import describe_grid, plan_grid
-        from sae_utils.tracking import choose_wandb_mode
-        from sae_utils.trained import find_all_trained, find_trained
-        from sae_utils.training import train_cells
+        from sae_utils.comparison.trained import find_all_trained, find_trained
+        from sae_utils.training.grid import describe_grid, plan_grid
+        from sae_utils.training.loop import train_cells
+        from sae_utils.training.tracking import choose_wandb_mode
 
         if args.eval_only:
             saes = find_all_trained(args.checkpoint_dir)
@@ -225,12 +225,12 @@ def compare_and_report(
     args: argparse.Namespace, saes: Sequence["TrainedSae"], wandb_mode: str, device: "torch.device"
 ) -> None:
     """Measure finished SAEs, and put the results on the terminal, on a page, and into W&B."""
-    from sae_utils.comparison import ComparisonSettings, compare
-    from sae_utils.figures import write_figures
-    from sae_utils.page import write_report
-    from sae_utils.report import results_tables, wandb_summary
-    from sae_utils.saelens_export import export_saelens
-    from sae_utils.tracking import add_to_summary
+    from sae_utils.comparison.measuring import ComparisonSettings, compare
+    from sae_utils.comparison.saelens_export import export_saelens
+    from sae_utils.report.figures import write_figures
+    from sae_utils.report.page import write_report
+    from sae_utils.report.tables import results_tables, wandb_summary
+    from sae_utils.training.tracking import add_to_summary
 
     settings = ComparisonSettings(
         datasets_dir=args.datasets_dir,

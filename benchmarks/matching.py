@@ -31,7 +31,7 @@ from torch.nn.functional import normalize
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from generation import cpu_name
 
-from sae_utils.matching import match_rows
+from sae_utils.comparison.matching import match_rows
 from sae_utils.records import versions, write_json
 
 NOISE = 0.48

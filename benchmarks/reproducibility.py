@@ -19,10 +19,10 @@ import torch
 from generation import SHAPES, add_record, device_name, load_source
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from sae_utils.generation.packed_linear import pack_linears_
+from sae_utils.generation.sampling import Sample, SamplingSettings, sample_tokens
 from sae_utils.models import LoadedModel
-from sae_utils.packed_linear import pack_linears_
 from sae_utils.records import versions
-from sae_utils.sampling import Sample, SamplingSettings, sample_tokens
 
 
 def main() -> None:

@@ -24,12 +24,12 @@ from training import add_record, call_saelens
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import generate_datasets
 import train_sae
-from sae_utils.activations import encode, layer_outputs
-from sae_utils.comparison import ComparisonSettings, Group, find_sources_of
-from sae_utils.evaluation import SquaredDeviation, fraction_of_variance_unexplained
-from sae_utils.saelens_export import export_saelens
+from sae_utils.comparison.measuring import ComparisonSettings, Group, find_sources_of
+from sae_utils.comparison.saelens_export import export_saelens
+from sae_utils.comparison.trained import TrainedSae, find_all_trained
+from sae_utils.evaluation.activations import encode, layer_outputs
+from sae_utils.evaluation.reconstruction import SquaredDeviation, fraction_of_variance_unexplained
 from sae_utils.sparse_coders import SparseCoder
-from sae_utils.trained import TrainedSae, find_all_trained
 
 
 def main() -> None:

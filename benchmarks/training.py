@@ -36,12 +36,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from sae_utils.adapters import captured_prints
 from sae_utils.models import cut_after_, find_layers, load_trunk
-from sae_utils.packing import Chunks
 from sae_utils.records import versions, write_json
+from sae_utils.sources.packing import Chunks
 from sae_utils.sparse_coders import SparseCoderConfig, TrainConfig, Trainer
-from sae_utils.trainer import SaeTrainer
+from sae_utils.training.adapters import captured_prints
+from sae_utils.training.trainer import SaeTrainer
 
 SAELENS_REQUIREMENTS = ("sae-lens==6.54.12", "torch==2.13.0")
 

@@ -25,11 +25,11 @@ from transformers import AutoModel, GPTNeoXConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from sae_utils.models import skip_masks_
-from sae_utils.packing import Chunks
-from sae_utils.passes import estimate_pass_memory
 from sae_utils.records import versions
+from sae_utils.sources.packing import Chunks
 from sae_utils.sparse_coders import SparseCoderConfig, TrainConfig
-from sae_utils.trainer import SaeTrainer
+from sae_utils.training.passes import estimate_pass_memory
+from sae_utils.training.trainer import SaeTrainer
 
 N_STEPS = 6
 

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sae_utils.errors import InputError, MissingInputError
-from sae_utils.packed_attention import use_packed_attention_
+from sae_utils.generation.packed_attention import use_packed_attention_
 
 logger = logging.getLogger(__name__)
 

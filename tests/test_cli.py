@@ -350,7 +350,8 @@ def train_records(flags: list[str], n_tokens: int) -> list[dict]:
 
 def test_importing_and_help_print_nothing_else():
     """Importing any file prints, parses, downloads and seeds nothing; --help is quick because it loads no library."""
-    modules = [f"sae_utils.{path.stem}" for path in (ROOT / "sae_utils").glob("*.py") if path.stem != "__init__"]
+    paths = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "sae_utils").rglob("*.py")]
+    modules = [".".join(path.parts).removesuffix(".__init__") for path in paths]
     code = f"import importlib; [importlib.import_module(name) for name in {modules!r}]"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")

@@ -13,13 +13,13 @@ from test_cli import ROOT, TRAIN, generate, refused, train
 
 import generate_datasets
 import train_sae
-from sae_utils import packing
-from sae_utils.matching import match_rows
+from sae_utils.comparison.matching import match_rows
+from sae_utils.generation.sampling import Batch, Pace, SamplingSettings
 from sae_utils.models import cut_after_, find_layers, load_causal_lm, load_trunk
-from sae_utils.packing import Chunks
-from sae_utils.sampling import Batch, Pace, SamplingSettings
+from sae_utils.sources import packing
+from sae_utils.sources.packing import Chunks
 from sae_utils.sparse_coders import SparseCoderConfig, TrainConfig
-from sae_utils.trainer import SaeTrainer
+from sae_utils.training.trainer import SaeTrainer
 
 pytestmark = pytest.mark.gpu
 

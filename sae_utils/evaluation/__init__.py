@@ -1,0 +1,11 @@
+"""What one SAE does to a model's activations: how well it reconstructs them, what that costs, what it fires on.
+
+In: a model, SAEs with the layers that they read, and packed sequences. Out: numbers and arrays per SAE; nothing is
+written. All of it is streamed, one pass of the model for all SAEs. Its files:
+
+    activations     outputs of layers, and what SAEs make of them
+    reconstruction  fraction of variance unexplained, dead latents, firing rates
+    splicing        what a model loses with a layer's output replaced
+    random_tokens   features that fire on anything: the fake feature ratio
+    contexts        what latents fire on
+"""

@@ -1,0 +1,145 @@
+"""Fake features: latents that fire on sequences of random tokens, which mean nothing."""
+
+import math
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sae_utils.evaluation.activations import Encoding, HookedSaes, encode, hooked_layers, id_batches, layer_outputs
+from sae_utils.sources.packing import Chunks
+
+N_TOKENS = 1_000_000
+"""Random tokens counted."""
+
+FAKE_ACTIVATION = 1.0
+"""A latent counts as active on a random token above this."""
+
+FAKE_SHARE = 0.1
+"""A latent that is active on more than this share of random tokens is fake."""
+
+
+@dataclass
+class RandomFiring:
+    """Firing of one SAE's latents on random tokens.
+
+    As k latents at most are active on a token, fewer than `k / FAKE_SHARE` = 10 k latents can be active on more than a
+    tenth of the tokens: a fake feature ratio is below 10 k / n_latents, so the count is given with it.
+
+    Source: fake feature ratio, Cho et al. 2025 (FaithfulSAE), section on metrics; the same threshold and share.
+    """
+
+    counts: Tensor
+    """int64 `(n_latents,)`: tokens with an activation above `FAKE_ACTIVATION`."""
+
+    counts_scale_free: Tensor
+    """int64 `(n_latents,)`: tokens with an activation above 0."""
+
+    n_tokens: int = 0
+    """Tokens counted."""
+
+    def add(self, encoding: Encoding, is_counted: Tensor) -> None:
+        """Take in encoded tokens and which of them count, bool `(tokens,)`."""
+        for counts, threshold in ((self.counts, FAKE_ACTIVATION), (self.counts_scale_free, 0.0)):
+            is_active = (encoding.top_acts > threshold) & is_counted[:, None]  # (tokens, k)
+            counts += torch.bincount(encoding.top_indices[is_active], minlength=len(counts))
+        self.n_tokens += int(is_counted.sum())
+
+    @property
+    def random_rate(self) -> np.ndarray:
+        """Share of random tokens with an activation above `FAKE_ACTIVATION`, float64 `(n_latents,)`."""
+        return self.counts.cpu().numpy() / self.n_tokens
+
+    @property
+    def is_fake(self) -> np.ndarray:
+        """Whether each latent is fake, bool `(n_latents,)`."""
+        return self.random_rate > FAKE_SHARE
+
+    def record(self) -> dict[str, float | int]:
+        """Results by name: share (`ffr`) and number of fake latents; `scale_free` counts any activation above 0."""
+        is_fake_scale_free = self.counts_scale_free.cpu().numpy() / self.n_tokens > FAKE_SHARE
+        return {
+            "n_tokens": self.n_tokens,
+            "ffr": float(self.is_fake.mean()),
+            "n_fake": int(self.is_fake.sum()),
+            "ffr_scale_free": float(is_fake_scale_free.mean()),
+            "n_fake_scale_free": int(is_fake_scale_free.sum()),
+        }
+
+
+def known_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> np.ndarray:
+    """Ids that mean something: those of the tokenizer, special tokens included, that the model has an embedding for.
+
+    Embeddings are often padded to a round number of rows; the rows without a token were never trained.
+
+    Returns:
+        int32 `(vocab,)`, ascending.
+    """
+    ids = np.unique(np.fromiter(tokenizer.get_vocab().values(), dtype=np.int32))
+    return ids[ids < model.get_input_embeddings().num_embeddings]
+
+
+def random_sequences(
+    vocab_ids: np.ndarray, *, bos_id: int, ctx_len: int, seed: int, n_tokens: int = N_TOKENS
+) -> Chunks:
+    """Sequences of BOS and `ctx_len - 1` ids drawn uniformly, just enough of them to hold `n_tokens` ids after BOS.
+
+    The global random state is neither read nor changed.
+
+    Args:
+        vocab_ids: Ids to draw from, as of `known_ids`.
+        bos_id: Token that every sequence starts with.
+        ctx_len: Tokens per sequence, at least 2.
+        seed: Seed of the draw; the same seed gives the same sequences.
+        n_tokens: Random tokens wanted.
+    """
+    generator = np.random.Generator(np.random.PCG64(seed))
+    shape = (math.ceil(n_tokens / (ctx_len - 1)), ctx_len)
+    tokens = vocab_ids[generator.integers(len(vocab_ids), size=shape)].astype(np.int32)
+    tokens[:, 0] = bos_id
+    return Chunks(tokens)
+
+
+@torch.no_grad()
+def measure_random_firing(
+    model: PreTrainedModel,
+    saes: HookedSaes,
+    chunks: Chunks,
+    *,
+    batch_size: int,
+    n_tokens: int = N_TOKENS,
+    on_tokens: Callable[[int], None] = lambda n_tokens: None,
+) -> dict[Hashable, RandomFiring]:
+    """Run random sequences through the model once, up to the last hooked layer, and count every SAE's firing.
+
+    Args:
+        model: The target, with or without its head, at least up to the last hooked layer.
+        saes: The SAEs and the layers that they read.
+        chunks: Sequences of `random_sequences`.
+        batch_size: Sequences per forward pass.
+        n_tokens: Tokens to count at most, in order, the first of each sequence left out; the rest of the last sequence
+            is not counted.
+        on_tokens: Called with the number of tokens done, for progress.
+
+    Returns:
+        By the SAEs' keys.
+    """
+    firing = {
+        key: RandomFiring(*torch.zeros(2, sae.num_latents, dtype=torch.int64, device=sae.device))
+        for key, (_, sae) in saes.items()
+    }
+    n_left = n_tokens
+    for ids in id_batches(chunks, batch_size):
+        is_counted = torch.ones(ids.shape, dtype=torch.bool)
+        is_counted[:, 0] = False
+        is_counted = is_counted.flatten()  # (tokens,)
+        is_counted &= is_counted.cumsum(0) <= n_left
+        n_left -= int(is_counted.sum())
+        outputs = layer_outputs(model, hooked_layers(saes), ids)
+        for key, (hookpoint, sae) in saes.items():
+            firing[key].add(encode(sae, outputs[hookpoint]), is_counted.to(sae.device))
+        on_tokens(ids.numel())
+    return firing

@@ -1,0 +1,347 @@
+"""A generated data set while it grows: finished samples in shards, put together into one Arrow data set at the end.
+
+    <name>.unfinished/settings.json                what every sample in it was made with
+    <name>.unfinished/batches.json                 how many were decoded together
+    <name>.unfinished/samples_<first>_<stop>_<tokens>.arrow    samples first .. stop - 1, complete or absent
+    <name>/                                        the finished data set, moved here in one step
+
+A killed run leaves its shards; the next one counts them and goes on with the first sample that is missing.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, List, Value, concatenate_datasets
+from filelock import FileLock, Timeout
+from transformers import PreTrainedTokenizerBase
+
+from sae_utils.errors import InputError
+from sae_utils.generation.sampling import Sample
+from sae_utils.paths import UNFINISHED_SUFFIX
+from sae_utils.records import check_same_settings, read_json, remove_folder, write_json
+
+logger = logging.getLogger(__name__)
+
+FEATURES = Features(
+    {
+        "id": Value("int64"),
+        "text": Value("string"),
+        "input_ids": List(Value("int32")),
+        "num_tokens": Value("int32"),
+    }
+)
+"""Columns of every generated data set; `input_ids` are the sampled ids, BOS first, `num_tokens` their number."""
+
+OTHER_SETTINGS_REMEDY = "give --overwrite to throw it away, or another --output_dir"
+
+_SHARD_FEATURES = Features({**FEATURES, "nll": List(Value("int32"))})
+"""Shards also keep each token's negative log-likelihood (`sampling.Sample`), for the statistics of the whole."""
+
+_SHARD_NAME = re.compile(r"samples_(\d{9})_(\d{9})_(\d+)\.arrow")
+_ROWS_PER_FILE = 100_000
+_ROWS_PER_WRITE = 1_000
+
+
+@dataclass(frozen=True)
+class Goal:
+    """How much a data set is to hold: a number of samples, or an exact number of tokens."""
+
+    n_samples: int | None
+    """Samples, if that is what counts."""
+
+    n_tokens: int | None = None
+    """Tokens over all samples, BOS and EOS included, the last sample cut; replaces `n_samples`."""
+
+    def __post_init__(self) -> None:
+        if self.n_tokens is None and (self.n_samples is None or self.n_samples < 1):
+            raise InputError(f"--n must be at least 1 sample, got {self.n_samples}")
+        if self.n_tokens is not None and self.n_tokens < 1:
+            raise InputError(f"--num_tokens must be at least 1, got {self.n_tokens}")
+
+    def is_reached(self, n_samples: int, n_tokens: int) -> bool:
+        """Whether this many finished samples and tokens are enough."""
+        return n_tokens >= self.n_tokens if self.n_tokens is not None else n_samples >= self.n_samples
+
+    def __str__(self) -> str:
+        return f"{self.n_samples:,} samples" if self.n_tokens is None else f"{self.n_tokens:,} tokens"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of finished samples with consecutive ids."""
+
+    path: Path
+    """The Arrow file."""
+
+    first: int
+    """Id of its first sample."""
+
+    stop: int
+    """Id after its last sample."""
+
+    n_tokens: int
+    """Tokens in it."""
+
+
+class GrowingDataset:
+    """Exclusive access to one data set under construction. Use as a context manager; one process holds it at a time."""
+
+    def __init__(self, final: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
+        """Open, or start, the data set that will stand at `final`.
+
+        Args:
+            final: Folder of the finished data set.
+            settings: What every sample depends on; recorded, and compared with what is there.
+            overwrite: Throw away what stands there, finished or not.
+        """
+        self.final = final
+        self.work = final.with_name(final.name + UNFINISHED_SUFFIX)
+        self.settings = settings
+        self.overwrite = overwrite
+        self.lock = FileLock(final.with_name(f".{final.name}.lock"))
+
+    def __enter__(self) -> "GrowingDataset":
+        """Take the lock, mend an interrupted last step, and check the settings.
+
+        Raises:
+            InputError: If another run holds the data set, or it was made with other settings.
+        """
+        self.final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire(blocking=False)
+        except Timeout:
+            raise InputError(
+                f"another run is writing {self.final}; wait for it, or give another --output_dir"
+            ) from None
+        try:
+            self._open()
+        except BaseException:
+            self.lock.release()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.lock.release()
+
+    def _open(self) -> None:
+        if self.overwrite:
+            remove_folder(self.work)
+            remove_folder(self.final)
+        self._finish_interrupted_move()
+        remedy = OTHER_SETTINGS_REMEDY
+        if self.record is not None:
+            check_same_settings(self.record["settings"], self.settings, where=self.final, remedy=remedy)
+        if (self.work / "settings.json").exists():
+            check_same_settings(read_json(self.work / "settings.json"), self.settings, where=self.work, remedy=remedy)
+
+    def _finish_interrupted_move(self) -> None:
+        """A run killed between the two renames of `finish` left the old data set aside: put it back."""
+        if not self.final.exists() and (self.work / "previous").exists():
+            os.rename(self.work / "previous", self.final)
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """`generation.json` of the finished data set, or None if there is none yet."""
+        path = self.final / "generation.json"
+        if path.exists():
+            return read_json(path)
+        if self.final.exists():
+            raise InputError(f"{self.final} exists and has no generation.json; move it away or give --overwrite")
+        return None
+
+    def covers(self, goal: Goal) -> bool:
+        """Whether the finished data set already holds what is asked for."""
+        record = self.record
+        if record is None:
+            return False
+        n_uncut = record["n_samples"] - (record["cut_sample"] is not None)
+        if goal.n_tokens is None:
+            return n_uncut >= goal.n_samples
+        return record["n_tokens"] >= goal.n_tokens
+
+    def parts(self) -> list[Shard]:
+        """The unbroken beginning of the sample stream that is on disk, as shards in the order of their ids.
+
+        The finished data set, if there is one, is not part of this; the first shard starts where it ends.
+        """
+        by_first = {shard.first: shard for shard in self.shards()}
+        unbroken = []
+        position = self.n_kept[0]
+        while position in by_first:
+            unbroken.append(by_first[position])
+            position = by_first[position].stop
+        return unbroken
+
+    def shards(self) -> Iterator[Shard]:
+        """Every complete shard on disk."""
+        for path in sorted(self.work.glob("samples_*.arrow")):
+            if match := _SHARD_NAME.fullmatch(path.name):
+                yield Shard(path, *(int(number) for number in match.groups()))
+
+    @property
+    def n_kept(self) -> tuple[int, int]:
+        """Samples and tokens that the finished data set contributes, its cut last sample counted uncut."""
+        record = self.record
+        if record is None:
+            return 0, 0
+        cut = record["cut_sample"]
+        return record["n_samples"], record["n_tokens"] + (len(cut["rest"]) if cut else 0)
+
+    def progress(self) -> tuple[int, int]:
+        """Samples and tokens of the unbroken beginning, on disk in any form."""
+        n_samples, n_tokens = self.n_kept
+        for shard in self.parts():
+            n_samples, n_tokens = shard.stop, n_tokens + shard.n_tokens
+        return n_samples, n_tokens
+
+    @property
+    def batches(self) -> list[list]:
+        """Every way in which samples were decoded together so far: how many, and whether in batches of one shape."""
+        path = self.work / "batches.json"
+        return read_json(path) if path.exists() else (self.record or {}).get("batches", [])
+
+    def add_batches(self, n_together: int, *, is_fixed: bool) -> None:
+        """Take note of how samples are decoded from now on."""
+        if [n_together, is_fixed] not in self.batches:
+            write_json(self.work / "batches.json", [*self.batches, [n_together, is_fixed]])
+
+    def begin(self) -> None:
+        """Make the working folder, with the settings of every sample that will be in it."""
+        if not (self.work / "settings.json").exists():
+            self.work.mkdir(parents=True, exist_ok=True)
+            write_json(self.work / "settings.json", self.settings)
+
+    def add(self, first: int, samples: list[Sample], tokenizer: PreTrainedTokenizerBase, bos_id: int) -> None:
+        """Write finished samples with ids `first`, `first + 1`, ... as one shard, complete or not at all."""
+        assert samples, "a shard without samples would never end"
+        n_tokens = sum(len(sample.ids) for sample in samples)
+        path = self.work / f"samples_{first:09d}_{first + len(samples):09d}_{n_tokens}.arrow"
+        sample_ids = range(first, first + len(samples))
+        rows = make_rows(sample_ids, [sample.ids for sample in samples], tokenizer, bos_id)
+        rows = rows.add_column("nll", [sample.nll for sample in samples], feature=_SHARD_FEATURES["nll"])
+        scratch = path.with_name(f"writing_{path.name}")
+        _write_arrow(rows, scratch, _SHARD_FEATURES)
+        os.replace(scratch, path)
+
+    def finish(
+        self, goal: Goal, tokenizer: PreTrainedTokenizerBase, bos_id: int
+    ) -> tuple[Dataset, dict[str, Any] | None, int]:
+        """Put kept samples and shards together, cut to the goal, in the folder that `publish` will move into place.
+
+        Returns:
+            The data set; what was cut off its last sample, `{"id", "rest", "rest_nll"}`, or None if nothing was; and
+            the negative log-likelihood of all its tokens together, in units of `sampling.NLL_UNIT` nats.
+        """
+        shards = [Dataset.from_file(str(shard.path)) for shard in self.parts()]
+        kept, kept_nll = self._kept_pieces(tokenizer, bos_id)
+        rows = concatenate_datasets([*kept, *(shard.select_columns(list(FEATURES)) for shard in shards)])
+        rows, cut_tokens = _cut_rows(rows, goal, tokenizer, bos_id)
+        nll, cut = self._sum_nll(shards, kept_nll, len(rows), cut_tokens)
+        _write_arrow(rows, self.work / "whole.arrow", FEATURES)
+        rows = Dataset.from_file(str(self.work / "whole.arrow"))
+        n_files = -(-len(rows) // _ROWS_PER_FILE)
+        # A fingerprint of its own: the default one hashes file paths and times, so equal data would differ on disk.
+        named = Dataset(rows.data, info=rows.info, fingerprint=f"{len(rows):016x}")
+        remove_folder(self.work / "dataset")
+        named.save_to_disk(str(self.work / "dataset"), num_shards=n_files)
+        return Dataset.load_from_disk(str(self.work / "dataset")), cut, nll
+
+    def publish(self) -> None:
+        """Move the assembled data set to its final name and remove the shards."""
+        remove_folder(self.work / "previous")
+        if self.final.exists():
+            os.rename(self.final, self.work / "previous")
+        os.rename(self.work / "dataset", self.final)
+        remove_folder(self.work)
+
+    def _kept_pieces(self, tokenizer: PreTrainedTokenizerBase, bos_id: int) -> tuple[list[Dataset], int]:
+        """Rows of the finished data set, its cut last sample made whole again, and their summed likelihoods."""
+        record = self.record
+        if record is None:
+            return [], 0
+        kept = Dataset.load_from_disk(str(self.final))
+        cut = record["cut_sample"]
+        if cut is None:
+            return [kept], record["nll_sum_units"]
+        whole = np.array(kept[-1]["input_ids"] + cut["rest"], dtype=np.int32)
+        last = make_rows([cut["id"]], [whole], tokenizer, bos_id)
+        return [kept.select(range(len(kept) - 1)), last], record["nll_sum_units"] + sum(cut["rest_nll"])
+
+    def _sum_nll(
+        self, shards: list[Dataset], kept_nll: int, n_samples: int, cut_tokens: dict[str, Any] | None
+    ) -> tuple[int, dict[str, Any] | None]:
+        """Summed likelihoods of the tokens that are in, and the full record of what was cut off the last sample."""
+        n_kept, total, rest_nll = self.n_kept[0], kept_nll, None
+        for shard in shards:
+            used = shard.select(range(min(len(shard), max(0, n_samples - int(shard[0]["id"])))))
+            for batch in used.with_format("arrow").iter(_ROWS_PER_WRITE):
+                total += int(batch.column("nll").combine_chunks().flatten().to_numpy().sum(dtype=np.int64))
+            if cut_tokens is not None and len(used) and used[-1]["id"] == cut_tokens["id"]:
+                rest_nll = used[-1]["nll"][-len(cut_tokens["rest"]) :]
+        if cut_tokens is None:
+            return total, None
+        if rest_nll is None:  # the sample that was already cut is cut again: nothing new was needed
+            assert cut_tokens["id"] < n_kept
+            rest_nll = self.record["cut_sample"]["rest_nll"][-len(cut_tokens["rest"]) :]
+        return total - sum(rest_nll), {**cut_tokens, "rest_nll": rest_nll}
+
+
+def make_rows(
+    ids: Iterable[int], samples: list[np.ndarray], tokenizer: PreTrainedTokenizerBase, bos_id: int
+) -> Dataset:
+    """Rows of a generated data set from sampled token ids."""
+    return Dataset.from_dict(
+        {
+            "id": list(ids),
+            "text": [decode_text(sample, tokenizer, bos_id) for sample in samples],
+            "input_ids": samples,
+            "num_tokens": [len(sample) for sample in samples],
+        },
+        features=FEATURES,
+    )
+
+
+def decode_text(sample: np.ndarray, tokenizer: PreTrainedTokenizerBase, bos_id: int) -> str:
+    """Text of a sample without the BOS it starts from and the EOS it ends with; other special tokens stay visible."""
+    ids = sample.tolist()
+    body = ids[1:] if ids and ids[0] == bos_id else ids
+    if body and body[-1] == tokenizer.eos_token_id:
+        body = body[:-1]
+    return tokenizer.decode(body, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _cut_rows(
+    rows: Dataset, goal: Goal, tokenizer: PreTrainedTokenizerBase, bos_id: int
+) -> tuple[Dataset, dict | None]:
+    """The first rows that make up the goal, the last one cut to the exact token; and what was cut off."""
+    if goal.n_tokens is None:
+        return rows.select(range(goal.n_samples)), None
+    ends = np.cumsum(rows.data.column("num_tokens").to_numpy())
+    last = int(np.searchsorted(ends, goal.n_tokens))
+    if ends[last] == goal.n_tokens:
+        return rows.select(range(last + 1)), None
+    row = rows[last]
+    n_left = row["num_tokens"] - int(ends[last] - goal.n_tokens)
+    head = make_rows([row["id"]], [np.array(row["input_ids"][:n_left], dtype=np.int32)], tokenizer, bos_id)
+    cut = {"id": row["id"], "rest": row["input_ids"][n_left:]}
+    # `rows.select` of nothing loses the table, so a budget below one sample is the cut sample alone.
+    return (concatenate_datasets([rows.select(range(last)), head]) if last else head), cut
+
+
+def _write_arrow(rows: Dataset, path: Path, features: Features) -> None:
+    """Write rows as one Arrow stream and flush it to the disk."""
+    from datasets.arrow_writer import ArrowWriter
+
+    with ArrowWriter(path=str(path), features=features) as writer:
+        for batch in rows.with_format("arrow").iter(_ROWS_PER_WRITE):
+            # Copied, so that the bytes do not show how the rows were sliced out of other files.
+            writer.write_table(batch.take(np.arange(len(batch))))
+        writer.finalize()
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,14 @@
+"""Results for people: tables on the terminal, figures, and one page that opens anywhere.
+
+In: a results folder, and the training curves beside the SAEs. Out: text, PNG and SVG files, `report.html`. Nothing is
+computed here that is not in the results already: no model, no data set and no weights are opened. Its files:
+
+    tables        tables on the terminal, numbers for W&B
+    findings      results, read again for the report
+    answer        the sentences of the report
+    drawing       looks of the figures
+    plots         what is drawn in a figure
+    figures       the figures, as PNG and SVG
+    feature_data  data of the feature browser
+    page          report.html, from templates/
+"""

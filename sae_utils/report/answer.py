@@ -1,0 +1,84 @@
+"""The short answer: a sentence or two computed from the numbers, no stronger than they are."""
+
+from sae_utils.report.findings import Comparison, Findings, Spread
+
+REFERENCE = (
+    "For orientation: on Pythia-160m (MLP of layer 6, 32k latents) the stricter ratio SFR-both was 0.07 after 0.8B "
+    "training tokens, 0.42 after 8B and 0.61 after 80B (Paulo & Belrose 2025)."
+)
+ENOUGH_TOKENS = 8_000_000_000
+"""Training tokens below which a low SFR is first of all a sign of undertraining; the middle point of `REFERENCE`."""
+
+
+def agreement_sentence(findings: Findings) -> str:
+    """How many features another seed finds again, beside what two untrained SAEs share."""
+    measured = [each for each in findings.comparisons if each.of_pairs("sfr")]
+    if not measured:
+        return "Whether features come back needs two seeds: there is one SAE per target, source and layer."
+    if len(measured) == 1:
+        return _one(measured[0])
+    best = max(measured, key=_sfr)
+    worst = min(measured, key=_sfr)
+    floors = Spread.of(each.of_pairs("sfr_floor").mean for each in measured if each.of_pairs("sfr_floor"))
+    if _sfr(best) == _sfr(worst):
+        sentence = f"Found again from one seed to another, everywhere: {_count(best)} features (SFR {_sfr(best):.4f})."
+        return sentence + (f" Floor of untrained SAEs: at most {floors.high:.4f}." if floors else "")
+    sentence = (
+        f"Found again from one seed to another: at worst {_count(worst)} features (SFR {_sfr(worst):.3f}; "
+        f"{findings.label(worst)}), at best {_count(best)} (SFR {_sfr(best):.3f}; {findings.label(best)})."
+    )
+    return sentence + (f" Floor of untrained SAEs: at most {floors.high:.3f}." if floors else "")
+
+
+def source_sentence(findings: Findings) -> str | None:
+    """Whether features come back more often from a target's own text than from other sources.
+
+    Compared within each target and layer, because layers differ by far more than sources. None unless a target was
+    trained on its own text and on something else.
+    """
+    own, others, n_higher = [], [], 0
+    for target, _, members in findings.groups:
+        sfr_of = {each.source: _sfr(each) for each in members if each.of_pairs("sfr")}
+        if target not in sfr_of or len(sfr_of) < 2:
+            continue
+        own.append(sfr_of.pop(target))
+        others.extend(sfr_of.values())
+        n_higher += own[-1] > max(sfr_of.values())
+    if not own:
+        return None
+    return (
+        f"In {n_higher} of {len(own)} combinations of target and layer, the target's own text gives the highest SFR of "
+        f"all sources (mean {Spread.of(own).mean:.3f}; other sources {Spread.of(others).mean:.3f})."
+    )
+
+
+def caution_sentence(findings: Findings) -> str | None:
+    """That few training tokens make a low SFR; None if there were many, or if no SFR was measured."""
+    tokens = Spread.of(sae.get("n_train_tokens") for sae in findings.saes)
+    if tokens is None or tokens.low >= ENOUGH_TOKENS or not any(each.pairs for each in findings.comparisons):
+        return None
+    amount = f"{tokens.low:,.0f}" + (f" to {tokens.high:,.0f}" if tokens.high > tokens.low else "")
+    return (
+        f"These SAEs were trained on {amount} tokens each. A low SFR after so few tokens is a sign of "
+        f"undertraining, not evidence that the features are arbitrary. {REFERENCE} The two ratios are not comparable "
+        f"number by number."
+    )
+
+
+def _one(comparison: Comparison) -> str:
+    """The sentence for a single comparison, which has room for counts."""
+    floor = comparison.of_pairs("sfr_floor")
+    chance = f", floor {floor.mean:.3f}" if floor else ""
+    return (
+        f"{_count(comparison)} features are found again from one seed to another (SFR {_sfr(comparison):.3f}{chance})."
+    )
+
+
+def _sfr(comparison: Comparison) -> float:
+    return comparison.of_pairs("sfr").mean
+
+
+def _count(comparison: Comparison) -> str:
+    """How many features that is; a mean over pairs, rounded."""
+    n_latents = comparison.pairs[0]["n_latents"]
+    return f"{round(_sfr(comparison) * n_latents):,} of {n_latents:,}"

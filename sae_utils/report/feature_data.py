@@ -1,0 +1,84 @@
+"""The feature browser's data: one compact JSON object per SAE, for the page's script to read.
+
+Tokens are numbered in a table per SAE and activations of 0 are left out: a tenth of the size of the features file.
+"""
+
+from typing import Any
+
+from sae_utils.report.findings import Comparison, Findings
+
+SIGNIFICANT_DIGITS = 4
+"""Of activations and rates in the page; the files have them all."""
+
+
+def browser_data(findings: Findings) -> list[dict[str, Any]]:
+    """One object per SAE whose features are in `details`, in the order of the records.
+
+    Returns:
+        `label`; `nLatents`; `howChosen`; `tokens`, the different tokens; `features`, each with `latent`, `rate`, `max`,
+        `cosine`, `partner`, `partnerSeed`, `partnerSae` (index into this list, None if the partner is not in the
+        page), `fake`, `randomRate` and `contexts`: `[token numbers, [position, activation, position, ...], peak]`.
+    """
+    shown = [
+        (comparison, seed)
+        for comparison in findings.comparisons
+        if comparison.features is not None
+        for seed in comparison.seeds
+        if comparison.features["seeds"].get(str(seed))
+    ]
+    index_of = {_key(comparison, seed): index for index, (comparison, seed) in enumerate(shown)}
+    latents_of = {
+        _key(comparison, seed): {feature["latent"] for feature in comparison.features["seeds"][str(seed)]}
+        for comparison, seed in shown
+    }
+    return [_one_sae(findings, comparison, seed, index_of, latents_of) for comparison, seed in shown]
+
+
+def _one_sae(
+    findings: Findings, comparison: Comparison, seed: int, index_of: dict[tuple, int], latents_of: dict[tuple, set[int]]
+) -> dict[str, Any]:
+    """The object of one SAE."""
+    numbers: dict[str, int] = {}
+    features = []
+    for feature in comparison.features["seeds"][str(seed)]:
+        other = _key(comparison, feature["partner_seed"])
+        features.append(
+            {
+                "latent": feature["latent"],
+                "rate": _short(feature["firing_rate"]),
+                "max": _short(feature["max_activation"]),
+                "cosine": _short(feature["best_cosine"]),
+                "partner": feature["partner"],
+                "partnerSeed": feature["partner_seed"],
+                "partnerSae": index_of.get(other) if feature["partner"] in latents_of.get(other, ()) else None,
+                "fake": feature["is_fake"],
+                "randomRate": _short(feature["random_rate"]),
+                "contexts": [_one_context(context, numbers) for context in feature["contexts"]],
+            }
+        )
+    return {
+        "label": f"{findings.label(comparison)}, seed {seed}",
+        "nLatents": comparison.features["n_latents"],
+        "howChosen": comparison.features["how_chosen"],
+        "tokens": list(numbers),
+        "features": features,
+    }
+
+
+def _one_context(context: dict[str, Any], numbers: dict[str, int]) -> list:
+    """A context with its tokens numbered; tokens that are new get the next numbers."""
+    active = [
+        value
+        for position, activation in enumerate(context["activations"])
+        if activation
+        for value in (position, _short(activation))
+    ]
+    return [[numbers.setdefault(token, len(numbers)) for token in context["tokens"]], active, context["peak"]]
+
+
+def _key(comparison: Comparison, seed: int | None) -> tuple:
+    return comparison.target, comparison.source, comparison.layer, seed
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.{SIGNIFICANT_DIGITS}g}")

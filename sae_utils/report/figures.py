@@ -1,0 +1,216 @@
+"""The figures of a comparison: which there are, what goes into them, and their files."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae_utils.report import plots
+from sae_utils.report.drawing import INK, MUTED, SERIES, Chart, Key, Panel, save_chart
+from sae_utils.report.findings import Comparison, Findings, read_findings
+
+ROWS_WIDTH, PANEL_WIDTH = 9.5, 3.4
+"""Inches: of a panel of rows that stands alone, and of panels side by side."""
+
+COSINE_BIN = 0.02
+RATE_BIN = 0.2
+"""Width of a bin of log10 firing rates."""
+
+
+def write_figures(results_dir: Path) -> list[Path]:
+    """Write every figure that the results allow as PNG and SVG into `<results_dir>/figures`; their paths.
+
+    Raises:
+        MissingInputError: If there is no `metrics.json`.
+        InputError: If it has no SAE, or another schema than 2.
+    """
+    folder = results_dir / "figures"
+    charts = make_charts(read_findings(results_dir))
+    folder.mkdir(parents=True, exist_ok=True)
+    return [path for chart in charts for path in save_chart(chart, folder)]
+
+
+def make_charts(findings: Findings) -> list[Chart]:
+    """The charts whose numbers are there: without a second seed there is no agreement, without details no histogram."""
+    makers = (
+        seed_agreement,
+        training_curves,
+        matched_cosines,
+        partial(source_matrix, name="fvu", title="FVU"),
+        partial(source_matrix, name="ce_recovered", title="CE recovered"),
+        firing_rates,
+        fake_features,
+    )
+    return [chart for make in makers if (chart := make(findings)) is not None]
+
+
+def seed_agreement(findings: Findings, *, width: float | None = None) -> Chart | None:
+    """SFR of every pair of seeds, its mean, and the floor of untrained SAEs; one panel a target, `width` inches."""
+    panels, width = [], width or _rows_width(findings)
+    for target in findings.targets:
+        members = [each for each in findings.comparisons if each.target == target and each.of_pairs("sfr")]
+        rows = [
+            plots.Row(
+                findings.label(each, target=False),
+                source_colour(findings, each),
+                [pair["sfr"] for pair in each.pairs if pair.get("sfr") is not None],
+                floor.mean if (floor := each.of_pairs("sfr_floor")) else None,
+            )
+            for each in members
+        ]
+        words = "; ".join(
+            f"{row.label}: {each.of_pairs('sfr').mean:.3f}" for row, each in zip(rows, members, strict=True)
+        )
+        panels.append(
+            _rows_panel(target, rows, plots.draw_agreement, f"Shared feature ratio, {target}: {words}", width)
+        )
+    legend = [Key("mean of pairs", INK, "dot"), Key("a pair of seeds", INK, "ring"), Key("untrained", MUTED, "diamond")]
+    if all(len(each.pairs) < 2 for each in findings.comparisons):
+        legend[:2] = [Key("trained", INK, "dot")]
+    return _chart("seed_agreement", panels, legend, n_columns=2)
+
+
+def training_curves(findings: Findings) -> Chart | None:
+    """FVU of the training batches over tokens, log scale; one panel a target and layer, a colour a source."""
+    values = [curve[1] for each in findings.comparisons for curve in each.curves.values()]
+    positive = np.concatenate([np.empty(0), *values])
+    positive = positive[positive > 0]
+    if not len(positive):
+        return None
+    limits = (positive.min() / 1.15, positive.max() * 1.15)
+    panels = []
+    for target, layer, members in findings.groups:
+        curves = [
+            (curve, source_colour(findings, each), each.seeds.index(seed))
+            for each in members
+            for seed, curve in each.curves.items()
+        ]
+        if curves:
+            words = f"FVU over training tokens, {target}, layer {layer}: " + "; ".join(
+                f"{each.source} ends at {next(iter(each.curves.values()))[1][-1]:.3f}"
+                for each in members
+                if each.curves
+            )
+            draw = partial(plots.draw_curves, curves=curves, limits=limits)
+            panels.append(Panel(findings.group_label(target, layer), draw, words))
+    return _chart("training_fvu", panels, series_keys(findings))
+
+
+def matched_cosines(findings: Findings) -> Chart | None:
+    """Distribution of the decoder cosines of matched features, trained and untrained; one panel a comparison."""
+    trained = {id(each): each.pair_arrays("cosine") for each in findings.comparisons}
+    untrained = {id(each): each.pair_arrays("floor_cosine") for each in findings.comparisons}
+    drawn = [each for each in findings.comparisons if trained[id(each)]]
+    if not drawn:
+        return None
+    lowest = min(values.min() for each in drawn for values in trained[id(each)] + untrained[id(each)])
+    n_bins = round((1 - np.floor(lowest * 10) / 10) / COSINE_BIN)
+    bins = np.linspace(1 - n_bins * COSINE_BIN, 1, n_bins + 1)
+    top = 1.25 * max(plots.percent_in_bins(values, bins).max() for each in drawn for values in trained[id(each)])
+    panels = []
+    for each in drawn:
+        mean = each.of_pairs("mean_matched_cosine")
+        words = f"Cosines of matched features, {each.target}, {each.source}, layer {each.layer}"
+        draw = partial(
+            plots.draw_cosines,
+            trained=trained[id(each)],
+            untrained=untrained[id(each)],
+            bins=bins,
+            top=top,
+            colour=source_colour(findings, each),
+        )
+        panels.append(Panel(findings.label(each), draw, words + (f": mean {mean.mean:.3f}" if mean else "")))
+    return _chart("matched_cosines", panels, [*series_keys(findings, seeds=False), Key("untrained", MUTED, "area")])
+
+
+def source_matrix(findings: Findings, *, name: str, title: str) -> Chart | None:
+    """A number for every train source on every eval source, mean over seeds; one panel a target and layer."""
+    columns = findings.eval_sources
+    panels = []
+    for target, layer, members in findings.groups:
+        matrix = {each.source: {column: each.of_evaluations(name, column) for column in columns} for each in members}
+        if len(columns) > 1 and any(cell for row in matrix.values() for cell in row.values()):
+            words = f"{title} of {target}, layer {layer}, by train source and eval source"
+            size = (PANEL_WIDTH, 1.3 + 0.35 * len(members))
+            draw = partial(plots.draw_matrix, matrix=matrix)
+            panels.append(Panel(f"{title}, {findings.group_label(target, layer)}", draw, words, size))
+    return _chart(f"sources_{name}", panels, n_columns=2)
+
+
+def firing_rates(findings: Findings) -> Chart | None:
+    """Distribution of the firing rates of live latents, log scale; one panel a target and layer, a colour a source."""
+    rates = [rate[rate > 0] for each in findings.comparisons for rate in each.seed_arrays("firing_rate").values()]
+    lowest = min((rate.min() for rate in rates if len(rate)), default=None)
+    if lowest is None:
+        return None
+    first = min(np.floor(np.log10(lowest)), -1)
+    bins = np.linspace(first, 0, round(-first / RATE_BIN) + 1)
+    panels = []
+    for target, layer, members in findings.groups:
+        series = [
+            (rate, source_colour(findings, each), each.seeds.index(seed))
+            for each in members
+            for seed, rate in each.seed_arrays("firing_rate").items()
+        ]
+        if series:
+            words = f"Firing rates of live latents, {target}, layer {layer}"
+            draw = partial(plots.draw_rates, rates=series, bins=bins)
+            panels.append(Panel(findings.group_label(target, layer), draw, words))
+    return _chart("firing_rates", panels, series_keys(findings))
+
+
+def fake_features(findings: Findings, *, width: float | None = None) -> Chart | None:
+    """Number of fake features of every SAE, beside the most that are possible; one panel a target, `width` inches."""
+    panels, width = [], width or _rows_width(findings)
+    for target in findings.targets:
+        rows = [
+            plots.Row(
+                findings.label(each, target=False), source_colour(findings, each), counts, most_fakes(each.saes[0])
+            )
+            for each in findings.comparisons
+            if each.target == target and (counts := each.random_token_values("n_fake"))
+        ]
+        most = max((row.reference for row in rows), default=0)
+        draw = partial(plots.draw_counts, most=most, label="fake features (latents)")
+        words = "; ".join(f"{row.label}: {', '.join(map(str, row.values))} of {row.reference}" for row in rows)
+        panels.append(_rows_panel(target, rows, draw, f"Fake features, {target}: {words}", width))
+    legend = [Key("an SAE", INK, "dot"), Key("most that are possible", MUTED, "tick")]
+    return _chart("fake_features", panels, legend, n_columns=2)
+
+
+def most_fakes(sae: dict[str, Any]) -> int:
+    """Most latents that can be active on more than a tenth of the tokens when only k are active on each."""
+    return min(10 * sae["k"], sae["n_latents"])
+
+
+def source_colour(findings: Findings, comparison: Comparison) -> str:
+    """Colour of a comparison's source, the same in every figure."""
+    return SERIES[findings.sources.index(comparison.source) % len(SERIES)]
+
+
+def series_keys(findings: Findings, *, seeds: bool = True) -> list[Key]:
+    """Legend of sources by colour and seeds by line style; a single one needs no name."""
+    sources = [Key(source, SERIES[i % len(SERIES)]) for i, source in enumerate(findings.sources)]
+    is_one = len(sources) == 1
+    if not seeds:
+        return [Key("trained", SERIES[0])] if is_one else sources
+    all_seeds = sorted({sae["seed"] for sae in findings.saes})
+    dashes = [Key(f"seed {seed}", SERIES[0] if is_one else MUTED, dash=i) for i, seed in enumerate(all_seeds)]
+    return ([] if is_one else sources) + (dashes if len(dashes) > 1 else [])
+
+
+def _rows_width(findings: Findings) -> float:
+    return ROWS_WIDTH if len(findings.targets) == 1 else PANEL_WIDTH
+
+
+def _rows_panel(target: str, rows: Sequence[plots.Row], draw: Any, description: str, width: float) -> Panel | None:
+    """A panel of rows, as high as they need; None without any."""
+    return Panel(target, partial(draw, rows=rows), description, (width, 0.55 + 0.42 * len(rows))) if rows else None
+
+
+def _chart(name: str, panels: Sequence[Panel | None], legend: Sequence[Key] = (), n_columns: int = 3) -> Chart | None:
+    """The chart of the panels that are there; None without any."""
+    drawn = [panel for panel in panels if panel is not None]
+    return Chart(name, drawn, legend, n_columns) if drawn else None

@@ -1,0 +1,252 @@
+"""What a results folder says, read back and grouped: one `Comparison` per target, source and layer.
+
+metrics.json is required; the arrays and features in `details`, and the training curves beside the SAEs, are optional.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae_utils.errors import InputError, MissingInputError
+from sae_utils.paths import cell_name
+from sae_utils.records import read_json
+from sae_utils.training.tracking import METRICS_FILE
+
+MAX_CURVE_POINTS = 300
+"""Points kept of a training curve; each is the mean of the steps that it stands for."""
+
+Curve = tuple[np.ndarray, np.ndarray]
+"""Tokens and values, both `(points,)`."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean of some numbers, and the smallest and the largest of them."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> "Spread | None":
+        """Mean and extremes of the values that are defined; None if none is.
+
+        >>> Spread.of([0.25, None, 0.75])
+        Spread(mean=0.5, low=0.25, high=0.75, n=2)
+        """
+        known = [value for value in values if value is not None]
+        return cls(sum(known) / len(known), min(known), max(known), len(known)) if known else None
+
+
+@dataclass
+class Comparison:
+    """All seeds of one target, source and layer: their records, the pairs of them, and what `details` has."""
+
+    target: str
+    source: str
+    layer: int
+    saes: list[dict[str, Any]] = field(default_factory=list)
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    """Arrays of the npz file, by name; empty without one."""
+
+    features: dict[str, Any] | None = None
+    """Content of the features file; None without one."""
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of the SAEs, ascending."""
+        return [sae["seed"] for sae in self.saes]
+
+    def of_saes(self, name: str) -> Spread | None:
+        """A number of the SAE records, over seeds."""
+        return Spread.of(sae.get(name) for sae in self.saes)
+
+    def of_pairs(self, name: str) -> Spread | None:
+        """A number of the pair records, over pairs."""
+        return Spread.of(pair.get(name) for pair in self.pairs)
+
+    def of_thresholds(self, threshold: str) -> Spread | None:
+        """SFR at another threshold, over pairs."""
+        return Spread.of((pair.get("sfr_at") or {}).get(threshold) for pair in self.pairs)
+
+    def of_random_tokens(self, name: str) -> Spread | None:
+        """A number measured on random tokens, over seeds."""
+        return Spread.of(self.random_token_values(name))
+
+    def random_token_values(self, name: str) -> list[float]:
+        """The same, one by one, where they are defined."""
+        values = [(sae.get("random_tokens") or {}).get(name) for sae in self.saes]
+        return [value for value in values if value is not None]
+
+    def pair_arrays(self, name: str) -> list[np.ndarray]:
+        """An array of each pair, as far as they are there."""
+        names = [f"{name}_{pair['seed']}_{pair['seed_b']}" for pair in self.pairs]
+        return [self.arrays[each] for each in names if each in self.arrays]
+
+    def seed_arrays(self, name: str) -> dict[int, np.ndarray]:
+        """An array of each seed, as far as they are there."""
+        names = {seed: f"{name}_{seed}" for seed in self.seeds}
+        return {seed: self.arrays[each] for seed, each in names.items() if each in self.arrays}
+
+    def of_evaluations(self, name: str, eval_source: str | None = None) -> Spread | None:
+        """A number measured on held-out tokens, over seeds; of the SAEs' own source unless another is named."""
+        wanted = self.source if eval_source is None else eval_source
+        return Spread.of(
+            each.get(name)
+            for sae in self.saes
+            for each in sae.get("evaluations") or []
+            if each["eval_source"] == wanted
+        )
+
+    @cached_property
+    def curves(self) -> dict[int, Curve]:
+        """FVU of the training batches over tokens, by seed; seeds without a `metrics.jsonl` are left out."""
+        curves = {}
+        for sae in self.saes:
+            path = Path(sae["path"]).parent / METRICS_FILE
+            if path.is_file():
+                curves[sae["seed"]] = read_curve(path, f"fvu/layers.{self.layer}/seed_{sae['seed']}")
+        return {seed: curve for seed, curve in curves.items() if len(curve[0])}
+
+
+@dataclass
+class Findings:
+    """Everything a results folder holds."""
+
+    comparisons: list[Comparison]
+    """By target, layer and source."""
+
+    datasets: list[dict[str, Any]]
+    """Data set records."""
+
+    @property
+    def saes(self) -> Iterator[dict[str, Any]]:
+        """All SAE records."""
+        return (sae for comparison in self.comparisons for sae in comparison.saes)
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of the target models."""
+        return list(dict.fromkeys(each.target for each in self.comparisons))
+
+    @property
+    def sources(self) -> list[str]:
+        """Names of the sources trained on."""
+        return list(dict.fromkeys(each.source for each in self.comparisons))
+
+    @property
+    def layers(self) -> list[int]:
+        """Layers, ascending."""
+        return sorted({each.layer for each in self.comparisons})
+
+    @property
+    def eval_sources(self) -> list[str]:
+        """Sources that SAEs were evaluated on: those trained on first, in their order."""
+        evaluated = [each["eval_source"] for sae in self.saes for each in sae.get("evaluations") or []]
+        return [source for source in dict.fromkeys([*self.sources, *evaluated]) if source in evaluated]
+
+    @property
+    def groups(self) -> list[tuple[str, int, list[Comparison]]]:
+        """Target, layer, and the comparisons of its sources."""
+        return [
+            (target, layer, members)
+            for target in self.targets
+            for layer in self.layers
+            if (members := [each for each in self.comparisons if (each.target, each.layer) == (target, layer)])
+        ]
+
+    def label(self, comparison: Comparison, *, target: bool = True) -> str:
+        """What tells a comparison from the others: its layer, and its target and source where there are several."""
+        parts = [comparison.target] if target and len(self.targets) > 1 else []
+        parts.append(f"layer {comparison.layer}")
+        return ", ".join([*parts, f"trained on {comparison.source}"] if len(self.sources) > 1 else parts)
+
+    def group_label(self, target: str, layer: int) -> str:
+        """Target and layer; the target is left out where there is only one."""
+        return f"{target}, layer {layer}" if len(self.targets) > 1 else f"layer {layer}"
+
+
+def read_findings(results_dir: Path) -> Findings:
+    """Read a results folder.
+
+    Raises:
+        MissingInputError: If there is no `metrics.json`.
+        InputError: If it has no SAE, or another schema than 2.
+    """
+    path = results_dir / "metrics.json"
+    if not path.is_file():
+        raise MissingInputError(f"there are no results in {results_dir.resolve()}: no metrics.json; run train_sae.py")
+    metrics = read_json(path)
+    if metrics.get("schema") != 2 or not metrics.get("saes"):
+        raise InputError(
+            f"{path} must have schema 2 and at least one SAE, got schema {metrics.get('schema')!r} and "
+            f"{len(metrics.get('saes') or [])} SAEs; run train_sae.py again, it writes the file anew"
+        )
+    return Findings(_group(metrics, results_dir / "details"), metrics.get("datasets") or [])
+
+
+def read_curve(path: Path, name: str) -> Curve:
+    """One curve of a `metrics.jsonl`, thinned to at most `MAX_CURVE_POINTS` points.
+
+    Steps without this number, or where it is not finite, are left out.
+
+    Raises:
+        InputError: If a line is not JSON.
+    """
+    steps = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            step = json.loads(line)
+        except ValueError as err:
+            raise InputError(f"{path} line {number} is not JSON ({err}); remove the file to do without it") from err
+        if step.get(name) is not None and np.isfinite(step[name]):
+            steps.append((step["tokens"], step[name]))
+    tokens, values = np.array(steps, dtype=np.float64).reshape(-1, 2).T
+    return thin(tokens), thin(values)
+
+
+def thin(values: np.ndarray) -> np.ndarray:
+    """Means of at most `MAX_CURVE_POINTS` runs of neighbours, as equal in length as can be.
+
+    >>> thin(np.arange(600.0))[:3].tolist()
+    [0.5, 2.5, 4.5]
+    """
+    if len(values) <= MAX_CURVE_POINTS:
+        return values
+    return np.array([part.mean() for part in np.array_split(values, MAX_CURVE_POINTS)])
+
+
+def _group(metrics: dict[str, Any], details: Path) -> list[Comparison]:
+    """Records put together by target, source and layer, with their details."""
+    comparisons: dict[tuple[str, str, int], Comparison] = {}
+    for kind in ("saes", "pairs"):
+        for record in metrics.get(kind) or []:
+            key = record["target"], record["source"], record["layer"]
+            getattr(comparisons.setdefault(key, Comparison(*key)), kind).append(record)
+    comparisons = {key: each for key, each in comparisons.items() if each.saes}
+    for each in comparisons.values():
+        each.saes.sort(key=lambda sae: sae["seed"])
+        each.pairs.sort(key=lambda pair: (pair["seed"], pair["seed_b"]))
+        stem = f"{cell_name(each.target, each.source)}_layers.{each.layer}"
+        if (arrays := details / f"{stem}.npz").is_file():
+            with np.load(arrays) as stored:
+                each.arrays = dict(stored)
+        if (features := details / f"{stem}.features.json").is_file():
+            each.features = read_json(features)
+    return _ordered(list(comparisons.values()), metrics)
+
+
+def _ordered(comparisons: list[Comparison], metrics: dict[str, Any]) -> list[Comparison]:
+    """By target, layer and source, so that neighbours differ in the source alone; generated sources before texts."""
+    targets = list(dict.fromkeys(each.target for each in comparisons))
+    datasets = sorted(metrics.get("datasets") or [], key=lambda record: record["kind"] == "text")
+    names = [record["name"] for record in datasets]
+    sources = list(dict.fromkeys([*names, *(each.source for each in comparisons)]))
+    return sorted(comparisons, key=lambda each: (targets.index(each.target), each.layer, sources.index(each.source)))

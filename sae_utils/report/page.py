@@ -1,0 +1,170 @@
+"""`report.html`: one file that opens anywhere, with the answer first, then the evidence, then the features themselves.
+
+Nothing is fetched: styles, script, drawings and data are inside. The layout is in `templates`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from sae_utils.records import write_text
+from sae_utils.report import figures
+from sae_utils.report.answer import agreement_sentence, caution_sentence, source_sentence
+from sae_utils.report.drawing import CSS_NAMES, Chart, inline_svg
+from sae_utils.report.feature_data import browser_data
+from sae_utils.report.findings import Comparison, Findings, Spread, read_findings
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+MATRICES = (
+    ("fvu", "FVU", "no unit; 0 is perfect", 3),
+    ("fvu_without_first_position", "FVU without first position", "no unit; 0 is perfect", 3),
+    ("ce_recovered", "CE recovered", "no unit; 1 is perfect", 3),
+    ("ce_diff_nats", "CE difference", "nats per token; 0 is perfect", 3),
+)
+"""Numbers shown for every train source on every eval source: name, title, unit, decimals."""
+
+THRESHOLDS = ("0.5", "0.6", "0.7", "0.8", "0.9")
+
+
+def write_report(results_dir: Path) -> Path:
+    """Write `<results_dir>/report.html`; its path.
+
+    Parts whose numbers are missing are left out, or say what they need.
+
+    Raises:
+        MissingInputError: If there is no `metrics.json`.
+        InputError: If it has no SAE, or another schema than 2.
+    """
+    path = results_dir / "report.html"
+    write_text(path, render(read_findings(results_dir)))
+    return path
+
+
+def render(findings: Findings) -> str:
+    """The whole page."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    environment.filters |= {"exact": exact, "rounded": rounded}
+    charts = figures.make_charts(findings)
+    return environment.get_template("report.html.j2").render(
+        css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        js=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
+        findings=findings,
+        facts=grid_facts(findings),
+        sentences=[agreement_sentence(findings), source_sentence(findings)],
+        caution=caution_sentence(findings),
+        matrices=source_matrices(findings),
+        charts=inline_charts(charts, findings),
+        chart_names={chart.name for chart in charts},
+        css_colours={colour: f"var(--{name})" for colour, name in CSS_NAMES.items()},
+        thresholds=THRESHOLDS,
+        most_fakes=figures.most_fakes,
+        browser=browser_data(findings),
+        n_pairs=max((spread.n for each in findings.comparisons if (spread := each.of_pairs("sfr"))), default=0),
+    )
+
+
+def exact(value: float | Spread | None) -> float | None:
+    """A number itself, or the mean of several."""
+    return value.mean if isinstance(value, Spread) else value
+
+
+def rounded(value: float, decimals: int, *, is_share: bool = False) -> str:
+    """A number with fixed decimals and separators, a share as a percentage; what rounds to zero has no sign.
+
+    >>> rounded(1234.5, 1), rounded(0.125, 1, is_share=True), rounded(-0.00001, 2)
+    ('1,234.5', '12.5%', '0.00')
+    """
+    text = f"{100 * value:,.{decimals}f}%" if is_share else f"{value:,.{decimals}f}"
+    if not any(digit in text for digit in "123456789"):
+        text = text.lstrip("-")
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def grid_facts(findings: Findings) -> list[tuple[str, str]]:
+    """What was compared, as pairs of a name and a value."""
+    saes = list(findings.saes)
+    seeds = sorted({sae["seed"] for sae in saes})
+    n_eval = [each.get("n_tokens") for sae in saes for each in sae.get("evaluations") or []]
+    facts = [
+        ("Targets", ", ".join(findings.targets)),
+        ("Sources", ", ".join(findings.sources)),
+        ("Layers", ", ".join(map(str, findings.layers))),
+        ("Seeds", ", ".join(map(str, seeds))),
+        ("SAEs", f"{len(saes):,}"),
+        ("Latents", _range([sae.get("n_latents") for sae in saes])),
+        ("Active latents, k", _range([sae.get("k") for sae in saes])),
+        ("Training tokens", _range([sae.get("n_train_tokens") for sae in saes])),
+        ("Held-out tokens", _range(n_eval)),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def source_matrices(findings: Findings) -> list[dict[str, Any]]:
+    """For each target and layer, the tables of train source x eval source; none if only one source was evaluated on."""
+    columns = findings.eval_sources
+    if len(columns) < 2:
+        return []
+    groups = []
+    for target, layer, members in findings.groups:
+        tables = [_matrix(members, columns, name, title, unit, decimals) for name, title, unit, decimals in MATRICES]
+        groups.append({"target": target, "layer": layer, "tables": [table for table in tables if table]})
+    return groups
+
+
+def inline_charts(charts: list[Chart], findings: Findings) -> dict[str, dict[str, Any]]:
+    """Charts by name, their panels drawn for the page; the first one also narrow, for phones."""
+    drawn = {
+        chart.name: _drawn(chart, chart.name)
+        for chart in charts
+        if not chart.name.startswith("sources_")  # the page has these as tables
+    }
+    for name, make in (("seed_agreement", figures.seed_agreement), ("fake_features", figures.fake_features)):
+        if name in drawn:
+            drawn[name]["narrow"] = _drawn(make(findings, width=figures.PANEL_WIDTH), f"{name}_narrow")["panels"]
+    return drawn
+
+
+def _drawn(chart: Chart, name: str) -> dict[str, Any]:
+    panels = [
+        {"title": panel.title, "svg": inline_svg(panel, f"{name}-{index}")} for index, panel in enumerate(chart.panels)
+    ]
+    return {"panels": panels, "legend": chart.legend}
+
+
+def _matrix(
+    members: list[Comparison], columns: list[str], name: str, title: str, unit: str, decimals: int
+) -> dict[str, Any] | None:
+    """One table with, per cell, the number over seeds and its place between the smallest and largest of the table."""
+    cells = [[each.of_evaluations(name, column) for column in columns] for each in members]
+    known = [cell.mean for row in cells for cell in row if cell]
+    if not known:
+        return None
+    low, extent = min(known), (max(known) - min(known)) or 1.0
+    rows = [
+        {
+            "source": each.source,
+            "cells": [
+                {"value": cell, "shade": (cell.mean - low) / extent if cell else 0, "is_own": column == each.source}
+                for cell, column in zip(row, columns, strict=True)
+            ],
+        }
+        for each, row in zip(members, cells, strict=True)
+    ]
+    return {"title": title, "unit": unit, "decimals": decimals, "columns": columns, "rows": rows}
+
+
+def _range(values: list[int | None]) -> str:
+    """One number, or the smallest and the largest, with separators; empty if none is known."""
+    known = sorted({value for value in values if value is not None})
+    if not known:
+        return ""
+    return f"{known[0]:,}" if len(known) == 1 else f"{known[0]:,} to {known[-1]:,}"

@@ -1,0 +1,10 @@
+"""What SAEs are trained on: data sets found, packed, and the same amount of each.
+
+In: the folders of generated data sets, text corpora, and a target model's tokenizer. Out: packed sequences of token
+ids, memory-mapped, and how many of them every SAE is trained on and measured on. Its files in the order of use:
+
+    catalog     source data sets, found and packed
+    corpora     text corpora, read and tokenized
+    packing     token ids packed into training sequences
+    budget      equal token budgets
+"""

@@ -1,0 +1,350 @@
+"""sparsify's trainer with exact resumption, our logging, and progress in tokens; its training loop is used unchanged.
+
+`Trainer.fit` ends each batch with `self.global_step += 1`. Here `global_step` is a property, so that assignment is the
+moment at which everything about a step is settled: the optimizer has stepped, the counters are up to date, and the next
+batch has not been read. Losses are taken down and checkpoints are written then, and nowhere else.
+
+The host runs ahead of a GPU as long as it asks it for no value. sparsify asks several times a step: which tokens are
+excluded, how many are not, every loss. Here nothing is excluded without a look, ids are brought over for many sequences
+at a time, and losses stay on the device and are read back every few steps.
+
+Several processes train as one would: they cut every batch among themselves. Either each has all SAEs, and gradients are
+averaged (sparsify's DDP), or, with `distribute_modules`, each has some of the layers and gets their activations for the
+whole batch.
+"""
+
+import contextlib
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from schedulefree import ScheduleFreeWrapper
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sae_utils.distributed import Workers
+from sae_utils.errors import InputError
+from sae_utils.records import read_json, write_json
+from sae_utils.sources.packing import Chunks, ChunksOnDevice
+from sae_utils.sparse_coders import ForwardOutput, TrainConfig, Trainer
+from sae_utils.training.adapters import NothingExcluded, adapted_sparsify, captured_prints
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "state.json"
+"""Names the files of the last complete checkpoint inside a working folder."""
+
+READ_BACK_STEPS = {"cpu": 1, "cuda": 10}
+"""Optimizer steps whose losses are read from the device together; before a checkpoint they are in any case."""
+
+StepReport = Callable[[int, dict[str, dict[str, float]]], None]
+"""Called after a step with the number of tokens trained on and, per SAE name, its FVU and dead share."""
+
+
+@dataclass(frozen=True)
+class BatchStatistics:
+    """What the activations of one layer are like in one batch, of all processes together; float32."""
+
+    mean: Tensor
+    """Over tokens, `(d_model,)`."""
+
+    total_variance: Tensor
+    """Squared deviation from the mean, summed over tokens and dimensions, `()`."""
+
+
+class SaeTrainer(Trainer):
+    """Trains SAEs for several layers and seeds in one pass of the model, from packed sequences.
+
+    Differences from sparsify's trainer: checkpoints are complete or absent, are written after a step, and hold
+    everything (its own store the step before the increment and the weights in evaluation form); nothing is printed;
+    losses go to the function in `on_step`, a few steps together on a GPU; `fit` leaves the global matmul precision as
+    it was; SAEs get float32 activations, whatever the model's format (float16 has no room for their variance, so that
+    every loss was 0); adam is PyTorch's, whether or not bitsandbytes is installed; the batch size counts all processes,
+    and what they compute together is what one process computes, up to rounding (its own divides each process's error
+    by the variance of that process's part of the batch). With a float32 model and one process on a CPU, the arithmetic
+    is sparsify's.
+    """
+
+    def __init__(
+        self,
+        cfg: TrainConfig,
+        chunks: Chunks,
+        model: PreTrainedModel,
+        *,
+        work_dir: Path,
+        workers: Workers | None = None,
+    ) -> None:
+        """Build the SAEs and their optimizer.
+
+        Args:
+            cfg: sparsify's settings; `hookpoints` and `init_seeds` say which SAEs, `save_every` counts optimizer steps,
+                `batch_size` counts the sequences of all processes and is divisible by their number.
+            chunks: Training sequences in the order of training, for all processes.
+            model: The target, cut after its last hooked layer.
+            work_dir: Folder of the resumable state.
+            workers: The processes that train together; this one alone if None.
+
+        sparsify seeds the global generators, once per SAE; here and in `fit` they are given back as they were.
+        """
+        self.work_dir = work_dir
+        self.workers = workers or Workers()
+        self.on_step: StepReport = lambda n_tokens, report: None
+        self.read_back_steps = READ_BACK_STEPS[model.device.type]
+        self._is_fitting = False
+        self._fvu_sums: dict[str, Tensor] = {}
+        self._statistics: dict[str, BatchStatistics] = {}
+        self._unread: list[tuple[int, Tensor]] = []
+        cfg.log_to_wandb = False  # sparsify would start a run of its own
+        own_chunks = chunks.share(self.workers.rank, self.workers.n, cfg.batch_size) if self.workers.n > 1 else chunks
+        cfg.batch_size //= self.workers.n
+        if model.device.type != "cpu":
+            own_chunks = ChunksOnDevice(own_chunks, model.device)
+        with torch.random.fork_rng(devices=_cuda_devices(model)), captured_prints(), adapted_sparsify(model.device):
+            super().__init__(cfg, own_chunks, model)
+        self._sort_parameters_()
+        if not cfg.distribute_modules:  # where processes exchange their masks
+            self.exclude_tokens = NothingExcluded()
+
+    @property
+    def has_replicas(self) -> bool:
+        """Whether several processes hold the same SAEs."""
+        return self.workers.n > 1 and not self.cfg.distribute_modules
+
+    @property
+    def owned_saes(self) -> list[str]:
+        """SAEs that this process saves and measures: every SAE is owned by one process."""
+        return list(self.saes) if self.workers.is_main or not self.has_replicas else []
+
+    @property
+    def global_step(self) -> int:
+        """Batches trained on so far."""
+        return self._global_step
+
+    @global_step.setter
+    def global_step(self, value: int) -> None:
+        if self._is_fitting:
+            assert value == self._global_step + 1, f"step {value} after step {self._global_step}"
+        self._global_step = value
+        if self._is_fitting and value % self.cfg.grad_acc_steps == 0:
+            self._end_step()
+
+    @property
+    def n_tokens_seen(self) -> int:
+        """Tokens that each SAE was trained on so far."""
+        return self.global_step * self.cfg.batch_size * self.workers.n * self.dataset.ctx_len
+
+    def fit(self) -> None:
+        """Train on what is left of the sequences; the SAEs end in evaluation form, as they are to be used."""
+        precision = torch.get_float32_matmul_precision()
+        device = self.model.device
+        self._is_fitting = True
+        try:
+            with (
+                torch.random.fork_rng(devices=_cuda_devices(self.model)),
+                captured_prints(),
+                adapted_sparsify(device),
+                self._hooked(),
+            ):
+                super().fit()
+            self._read_back()
+        finally:
+            self._is_fitting = False
+            torch.set_float32_matmul_precision(precision)
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, ScheduleFreeWrapper):
+                optimizer.eval()
+
+    def maybe_all_reduce(self, x: Tensor, op: str = "mean") -> Tensor | float:
+        """sparsify's, but for losses, which it would read from the device to add them up: here a hook does, there."""
+        is_loss = x.dim() == 0
+        return 0.0 if is_loss else super().maybe_all_reduce(x, op)
+
+    def save(self) -> None:
+        """Called by sparsify inside a step and after the last one, when state is half way; see `save_state`."""
+
+    def save_state(self) -> None:
+        """Write everything that the next batch depends on: the old state stands until the new one is complete."""
+        is_writing = bool(self.owned_saes)
+        if is_writing:
+            self._write_own_state()
+        self.workers.wait()
+        if self.workers.is_main:
+            n_parts = self.workers.n if self.cfg.distribute_modules else 1
+            write_json(self.work_dir / STATE_FILE, {"global_step": self.global_step, "n_parts": n_parts})
+        self.workers.wait()
+        if is_writing:
+            for path in self.work_dir.glob(f"state_*_{self._part}.pt"):
+                if path != self._state_path(self.global_step):
+                    path.unlink()
+
+    def load_state(self) -> None:
+        """Take up training where `save_state` left it.
+
+        Raises:
+            InputError: If the layers were distributed over another number of processes.
+        """
+        saved = read_json(self.work_dir / STATE_FILE)
+        n_parts = self.workers.n if self.cfg.distribute_modules else 1
+        if saved["n_parts"] != n_parts:
+            raise InputError(
+                f"{self.work_dir} was begun {_describe_parts(saved['n_parts'])} and cannot go on "
+                f"{_describe_parts(n_parts)}; go on as it was begun, or give --overwrite"
+            )
+        # Everything finds its way from there, and Adam's step counters stay on the host, where Adam reads them.
+        state = torch.load(self._state_path(saved["global_step"]), map_location="cpu", weights_only=True)
+        for name, sae in self.saes.items():
+            sae.load_state_dict(state["saes"][name])
+        for optimizer, each in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(each)
+        for scheduler, each in zip(self.lr_schedulers, state["lr_schedulers"], strict=True):
+            scheduler.load_state_dict(each)
+        for name, counts in state["num_tokens_since_fired"].items():
+            self.num_tokens_since_fired[name].copy_(counts)
+        self.global_step = saved["global_step"]
+
+    def sae_name(self, hookpoint: str, seed: int) -> str:
+        """Name in `saes` of one layer's and seed's SAE; sparsify leaves the seed out when there is only one."""
+        return hookpoint if len(self.cfg.init_seeds) == 1 else f"{hookpoint}/seed{seed}"
+
+    @property
+    def _part(self) -> int:
+        """Which of the state's files is this process's: all read one file when all hold the same."""
+        return self.workers.rank if self.cfg.distribute_modules else 0
+
+    def _state_path(self, step: int) -> Path:
+        return self.work_dir / f"state_{step}_{self._part}.pt"
+
+    def _write_own_state(self) -> None:
+        """Write this process's part of the state, whole or not at all."""
+        state = {
+            "saes": {name: sae.state_dict() for name, sae in self.saes.items()},
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "lr_schedulers": [scheduler.state_dict() for scheduler in self.lr_schedulers],
+            "num_tokens_since_fired": self.num_tokens_since_fired,
+        }
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        scratch = self.work_dir / f"writing_state_{self._part}.pt"
+        with open(scratch, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, self._state_path(self.global_step))
+
+    def _sort_parameters_(self) -> None:
+        """Give the optimizers' parameters one order, in place.
+
+        For Muon sparsify hands over a set, whose order changes from process to process, while optimizer state is saved
+        by position.
+        """
+        position = {p: i for i, p in enumerate(p for sae in self.saes.values() for p in sae.parameters())}
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["params"].sort(key=position.__getitem__)
+
+    @contextlib.contextmanager
+    def _hooked(self) -> Iterator[None]:
+        """While open, layers are measured, and SAEs get what was measured and leave their losses.
+
+        A hook holds the trainer, and the SAE holds the hook: left in place, they would keep each other in memory.
+        """
+        module = self.model.base_model.get_submodule
+        handles = [module(name).register_forward_hook(self._make_layer_hook(name)) for name in self.cfg.hookpoints]
+        for name, sae in self.saes.items():
+            handles.append(sae.register_forward_pre_hook(self._make_input_hook(name), with_kwargs=True))
+            handles.append(sae.register_forward_hook(self._make_loss_hook(name)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _make_layer_hook(self, hookpoint: str) -> Callable:
+        """A forward hook of a layer that measures the batch of all processes, not only this one's part of it.
+
+        Processes that hold the same SAEs divide their errors by an n-th of the batch's variance, as gradients are
+        averaged over n processes: the average is the gradient of the whole batch's FVU.
+        """
+
+        def measure(module: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
+            x = (output[0] if isinstance(output, tuple) else output).flatten(0, 1).float()  # (tokens, d_model)
+            n = self.workers.n
+            mean = self.workers.sum_(x.mean(dim=0)) / n
+            total_variance = self.workers.sum_((x - mean).pow(2).sum()) / (n if self.has_replicas else 1)
+            self._statistics[hookpoint] = BatchStatistics(mean, total_variance)
+
+        return measure
+
+    def _make_input_hook(self, name: str) -> Callable:
+        """A hook before an SAE's forward pass: activations in float32, and the statistics of their batch."""
+        hookpoint = name.partition("/")[0]
+
+        def prepare(sae: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+            statistics = self._statistics[hookpoint]
+            if self.global_step == 0:  # sparsify begins with the decoder's bias at the mean, in the model's format
+                sae.b_dec.data.copy_(statistics.mean)
+            x = kwargs["x"].float()  # and what is to be reconstructed
+            return args, kwargs | {"x": x, "y": x, "total_variance": statistics.total_variance}
+
+        return prepare
+
+    def _make_loss_hook(self, name: str) -> Callable:
+        """A forward hook that adds up the FVU of an SAE's micro-batches."""
+
+        def add_fvu(module: nn.Module, inputs: tuple, output: ForwardOutput) -> None:
+            # Every micro-batch's error is divided by the whole batch's variance, so they add up to the batch's FVU.
+            self._fvu_sums[name] = self._fvu_sums.get(name, 0) + output.fvu.detach()
+
+        return add_fvu
+
+    def _end_step(self) -> None:
+        """Take down the losses of a complete step, and write a checkpoint when one is due."""
+        n_tokens_elsewhere = (self.workers.n - 1) * self.cfg.batch_size * self.dataset.ctx_len * self.cfg.grad_acc_steps
+        dead_shares = []
+        for counts in self.num_tokens_since_fired.values():
+            if n_tokens_elsewhere:  # sparsify counts this process's; those that fired stand at 0
+                counts += (counts > 0) * n_tokens_elsewhere
+            dead_shares.append((counts > self.cfg.dead_feature_threshold).float().mean())
+        fvus = torch.stack([self._fvu_sums[name].float() for name in self.saes]) / self.cfg.grad_acc_steps
+        if self.has_replicas:
+            fvus = self.workers.sum_(fvus) / self.workers.n
+        self._fvu_sums.clear()
+        self._unread.append((self.n_tokens_seen, torch.stack([fvus, torch.stack(dead_shares)])))
+        is_saving = (self.global_step // self.cfg.grad_acc_steps) % self.cfg.save_every == 0
+        if is_saving or len(self._unread) >= self.read_back_steps:
+            self._read_back()
+        if is_saving:
+            self.save_state()
+
+    def _read_back(self) -> None:
+        """Report the losses that were taken down since the last time, step by step; the one wait for the device."""
+        if not self._unread:
+            return
+        n_tokens, losses = zip(*self._unread, strict=True)
+        self._unread.clear()
+        reports = [
+            {name: {"fvu": fvu, "dead_share": dead} for name, fvu, dead in zip(self.saes, *step, strict=True)}
+            for step in torch.stack(losses).tolist()  # (steps, 2, n_saes)
+        ]
+        if self.cfg.distribute_modules:
+            by_process = self.workers.gather(reports)
+            reports = [
+                dict(itertools.chain.from_iterable(map(dict.items, step))) for step in zip(*by_process, strict=True)
+            ]
+        if self.workers.is_main:
+            for each in zip(n_tokens, reports, strict=True):
+                self.on_step(*each)
+
+
+def _describe_parts(n_parts: int) -> str:
+    """How a run's state is cut up, in the user's words."""
+    return "without --distribute_modules" if n_parts == 1 else f"with --distribute_modules on {n_parts} processes"
+
+
+def _cuda_devices(model: PreTrainedModel) -> list[torch.device]:
+    """CUDA devices whose random state sparsify's seeding touches."""
+    return [model.device] if model.device.type == "cuda" else []

@@ -1,0 +1,171 @@
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sae_utils.comparison.results import Results, read_arrays, read_results, tidy_csv, write_arrays
+
+QUANTILES = {"0.01": 0.0, "0.5": 0.1}
+
+
+def sae_of(source: str, layer: int, seed: int, **values) -> dict:
+    """A record with all kinds of fields that there are."""
+    return {
+        "target": "tiny",
+        "source": source,
+        "layer": layer,
+        "seed": seed,
+        "path": f"checkpoints/tiny_from_{source}_seed_{seed}/layers.{layer}",
+        "n_latents": 48,
+        "weights_fingerprint": "a1",
+        "evaluations": [
+            {"eval_source": "tiny", "eval_fingerprint": "0123", "fvu": 0.25, "firing_rate_quantiles": QUANTILES},
+            {"eval_source": "other", "eval_fingerprint": "4567", "fvu": None, "firing_rate_quantiles": QUANTILES},
+        ],
+        "random_tokens": {"n_tokens": 2000, "ffr": 1 / 3},
+        **values,
+    }
+
+
+def pair_of(source: str, layer: int, seed: int, seed_b: int, **values) -> dict:
+    about = {"target": "tiny", "source": source, "layer": layer, "seed": seed, "seed_b": seed_b}
+    return about | {"sfr": 0.5, "sfr_at": {"0.5": 0.7, "0.9": 0.0}, "sfr_live": None, "n_live": 40} | values
+
+
+def results_of(saes: list[dict], pairs: list[dict], folder: Path = Path("results")) -> Results:
+    """In the order given."""
+    results = Results(folder)
+    for each in saes:
+        results.saes[each["target"], each["source"], each["layer"], each["seed"]] = each
+    for each in pairs:
+        results.pairs[each["target"], each["source"], each["layer"], each["seed"], each["seed_b"]] = each
+    results.datasets["tiny"] = {"name": "tiny", "kind": "generated", "n_samples": 3, "n_tokens": 50, "quality": None}
+    return results
+
+
+def numbers_in(metrics: dict) -> Iterator[tuple]:
+    """Every number of metrics.json that is not undefined, as a row of metrics.csv."""
+
+    def walk(value, where: tuple, name: str):
+        if isinstance(value, dict):
+            for key, each in value.items():
+                yield from walk(each, where, f"{name}.{key}" if name else key)
+        elif isinstance(value, float | int):
+            yield (*where, name, value)
+
+    for record in metrics["saes"] + metrics["pairs"]:
+        rest = dict(record)
+        names = ("target", "source", "layer", "seed", "seed_b")
+        identity = tuple(str(rest.pop(name, "")) for name in names)
+        for evaluation in rest.pop("evaluations", []):
+            values = dict(evaluation)
+            yield from walk(values, (*identity, values.pop("eval_source")), "")
+        yield from walk(rest, (*identity, ""), "")
+
+
+def rows_of(path: Path) -> list[tuple]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return [(*list(row.values())[:-1], float(row["value"])) for row in csv.DictReader(file)]
+
+
+def test_csv_by_hand():
+    """Nested names by dots; empty cells where a column does not apply; undefined numbers and texts left out."""
+    text = tidy_csv([sae_of("tiny", 7, 0)], [pair_of("tiny", 7, 0, 1)])
+    assert text.splitlines() == [
+        "target,source,layer,seed,seed_b,eval_source,metric,value",
+        "tiny,tiny,7,0,,tiny,fvu,0.25",
+        "tiny,tiny,7,0,,tiny,firing_rate_quantiles.0.01,0.0",
+        "tiny,tiny,7,0,,tiny,firing_rate_quantiles.0.5,0.1",
+        "tiny,tiny,7,0,,other,firing_rate_quantiles.0.01,0.0",
+        "tiny,tiny,7,0,,other,firing_rate_quantiles.0.5,0.1",
+        "tiny,tiny,7,0,,,n_latents,48",
+        "tiny,tiny,7,0,,,random_tokens.n_tokens,2000",
+        "tiny,tiny,7,0,,,random_tokens.ffr,0.3333333333333333",
+        "tiny,tiny,7,0,1,,sfr,0.5",
+        "tiny,tiny,7,0,1,,sfr_at.0.5,0.7",
+        "tiny,tiny,7,0,1,,sfr_at.0.9,0.0",
+        "tiny,tiny,7,0,1,,n_live,40",
+    ]
+
+
+def test_every_number_of_the_json_is_in_the_csv_once_to_the_last_digit():
+    saes = [
+        sae_of(source, layer, seed, fvu=seed / 7) for source in ("tiny", "a,b") for layer in (7, 15) for seed in (0, 1)
+    ]
+    path = results_of(saes, [pair_of("a,b", 7, 0, 1), pair_of("tiny", 7, 0, 1)]).save()
+    rows, expected = rows_of(Path("results/metrics.csv")), list(numbers_in(json.loads(path.read_text())))
+    assert len(set(rows)) == len(rows) == 8 * 9 + 2 * 4
+    assert sorted(rows) == sorted((*row[:-1], float(row[-1])) for row in expected)
+
+
+def test_csv_opens_with_pandas():
+    pandas = pytest.importorskip("pandas")
+    results_of([sae_of("tiny", 7, 0)], [pair_of("tiny", 7, 0, 1)]).save()
+    table = pandas.read_csv("results/metrics.csv")
+    assert table.shape == (12, 8)
+    assert (table["value"].dtype, table["layer"].dtype) == (np.float64, np.int64)
+    sfr = table[table["metric"] == "sfr"]
+    assert sfr[["seed", "seed_b", "value"]].to_numpy().tolist() == [[0, 1, 0.5]]
+
+
+def test_what_is_read_again_is_what_was_saved():
+    results = results_of([sae_of("tiny", 7, 0), sae_of("tiny", 7, 1)], [pair_of("tiny", 7, 0, 1)])
+    results.save()
+    again = read_results(Path("results"))
+    assert (again.saes, again.pairs, again.datasets) == (results.saes, results.pairs, results.datasets)
+    assert again.changed == set()
+
+
+def test_records_are_in_the_order_of_their_names_whenever_they_came():
+    """Layer 15 comes after layer 7: numbers are not compared as text."""
+    saes = [sae_of("tiny", layer, seed) for layer in (15, 7) for seed in (1, 0)]
+    first = results_of(saes, [pair_of("tiny", 7, 1, 2), pair_of("tiny", 7, 0, 2)]).save().read_bytes()
+    pairs = [pair_of("tiny", 7, 0, 2), pair_of("tiny", 7, 1, 2)]
+    assert results_of(saes[::-1], pairs).save().read_bytes() == first
+    metrics = json.loads(first)
+    assert list(metrics) == ["schema", "saes", "pairs", "datasets"]
+    assert [(each["layer"], each["seed"]) for each in metrics["saes"]] == [(7, 0), (7, 1), (15, 0), (15, 1)]
+
+
+def test_results_of_another_schema_are_not_taken_over(tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps({"schema": 1, "saes": [{"target": "tiny"}]}))
+    assert read_results(tmp_path).saes == read_results(tmp_path / "nowhere").saes == {}
+
+
+def test_infinite_numbers_are_refused():
+    """JSON has none, and readers would fail far from here."""
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        results_of([sae_of("tiny", 7, 0, fvu=float("inf"))], []).save()
+    assert not Path("results/metrics.json").exists()
+
+
+def test_arrays_are_added_to_those_that_are_there():
+    results = Results(Path("results"))
+    assert results.arrays("tiny", "other", 7) == {}
+    results.add_arrays("tiny", "other", 7, firing_rate_0=np.float32([0.5, 0]), is_fake_0=np.array([True, False]))
+    results.add_arrays("tiny", "other", 7, firing_rate_1=np.float32([1, 0]), is_fake_0=np.array([False, False]))
+    with np.load("results/details/tiny_from_other_layers.7.npz") as stored:
+        found = dict(stored)
+    assert {name: array.tolist() for name, array in found.items()} == {
+        "firing_rate_0": [0.5, 0],
+        "firing_rate_1": [1, 0],
+        "is_fake_0": [False, False],
+    }
+    assert {str(array.dtype) for array in found.values()} == {"float32", "bool"}
+    assert results.arrays("tiny", "other", 15) == {}
+
+
+def test_arrays_that_fail_to_be_written_leave_the_old_ones(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    write_arrays(path, {"a": np.arange(3)})
+
+    def full(*args, **options):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_arrays(path, {"a": np.arange(4)})
+    assert read_arrays(path)["a"].tolist() == [0, 1, 2]

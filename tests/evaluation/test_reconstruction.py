@@ -1,0 +1,177 @@
+import numpy as np
+import pytest
+import torch
+from conftest import load
+
+from sae_utils.evaluation.activations import Encoding
+from sae_utils.evaluation.reconstruction import (
+    LayerStatistics,
+    Reconstruction,
+    SquaredDeviation,
+    cosine,
+    evaluate_reconstruction,
+    fraction_of_variance_unexplained,
+    measure_reconstruction,
+)
+from sae_utils.models import find_layers, load_trunk
+from sae_utils.sources.packing import Chunks
+from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig
+
+
+def accumulate(pairs) -> float | None:
+    error, deviation = 0.0, SquaredDeviation()
+    for x, x_hat in pairs:
+        error += float((x - x_hat).pow(2).sum())
+        deviation.add(x)
+    return fraction_of_variance_unexplained(error, deviation)
+
+
+def test_fvu_by_hand():
+    """Values 0 and 2 around mean 1: variance 2. Reconstructed as 0 and 1: error 1. FVU 1/2, in one batch or two."""
+    x, x_hat = torch.tensor([[0.0], [2.0]]).double(), torch.tensor([[0.0], [1.0]]).double()
+    assert accumulate([(x, x_hat)]) == 0.5
+    assert accumulate([(x[:1], x_hat[:1]), (x[1:], x_hat[1:])]) == 0.5
+
+
+def test_fvu_of_batches_is_the_fvu_of_all():
+    """The mean of per-batch FVUs, which is easier to write, is another number."""
+    x = torch.randn(500, 8, dtype=torch.float64) * torch.logspace(-2, 3, 8) + 1e4
+    x_hat = x + 0.1 * torch.randn_like(x)
+    expected = (x - x_hat).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
+    pieces = list(zip(x.split([1, 9, 90, 400]), x_hat.split([1, 9, 90, 400]), strict=True))
+    assert accumulate(pieces) == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_perfect_is_0_and_the_mean_is_1_and_constants_have_none():
+    x = torch.randn(50, 4, dtype=torch.float64)
+    assert accumulate([(x, x)]) == 0
+    assert accumulate([(x, x.mean(0).expand_as(x))]) == pytest.approx(1)
+    assert accumulate([]) is None
+    assert accumulate([(torch.ones(3, 2).double(), torch.zeros(3, 2).double())]) is None
+
+
+def test_cosine_by_hand_and_0_for_zero_vectors():
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
+    x_hat = torch.tensor([[4.0, 3.0], [1.0, 0.0], [0.0, 0.0], [-1.0, 0.0]])
+    assert cosine(x, x_hat).tolist() == pytest.approx([24 / 25, 0, 0, -1])
+
+
+def test_record_by_hand():
+    """One sequence of two tokens, two dimensions, four latents, k = 2.
+
+    Errors 2 and 1, mean activation (1.5, 2), squared deviation 2 x 6.25; cosines 24/25 and, of a zero vector, 0.
+    """
+    x = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]]).double()
+    layer = LayerStatistics()
+    layer.add(x)
+    counted = Reconstruction(layer, torch.zeros(4, dtype=torch.int64), torch.zeros(4))
+    top_acts = torch.tensor([[2.0, 0.0], [5.0, 1.0]])
+    counted.add(x, Encoding(top_acts, torch.tensor([[0, 1], [0, 2]]), torch.tensor([[4.0, 3.0], [1.0, 0.0]])))
+    record = counted.record()
+    quantiles = record.pop("firing_rate_quantiles")
+    assert record == {
+        "n_tokens": 2,
+        "fvu": 3 / 12.5,
+        "fvu_without_first_position": None,
+        "mse": 3 / 4,
+        "cosine": pytest.approx(0.48),
+        "l0": 1.5,
+        "dead_share": 0.5,
+    }
+    assert counted.firing_rate.tolist() == [1, 0, 0.5, 0]
+    assert counted.max_activation.tolist() == [5, 0, 1, 0]
+    assert quantiles["0.5"] == 0.25
+    assert quantiles["0.9"] == pytest.approx(0.85)
+    assert list(quantiles) == ["0.01", "0.1", "0.5", "0.9", "0.99"]
+
+
+@pytest.mark.parametrize("kind", ["neox", "llama", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_as_a_plain_computation(kind, dtype, request):
+    """One streamed pass with hooks against: all activations at once, `SparseCoder.forward`, formulas written out."""
+    folder = request.getfixturevalue(kind)
+    model = load_trunk(str(folder), torch.device("cpu"), dtype)
+    saes = make_saes(find_layers(model)[0])
+    tokens = np.random.default_rng(0).integers(3, len(load(folder).tokenizer), (7, 12)).astype(np.int32)
+    evaluation = measure_reconstruction(model, saes, Chunks(tokens), batch_size=3)
+    for key, (name, sae) in saes.items():
+        # The same batches, as attention in bfloat16 depends on them.
+        ids = torch.from_numpy(tokens).long().split(3)
+        x = torch.cat([hidden_states(model, batch, key[0]) for batch in ids])
+        with torch.no_grad():
+            out = sae(x.flatten(0, 1).to(sae.dtype))
+        x, x_hat = x.flatten(0, 1).double(), out.sae_out.double()
+        later = [i for i in range(len(x)) if i % 12]
+        counted = evaluation.saes[key]
+        result = counted.record()
+        fired = out.latent_indices[out.latent_acts > 0]
+        assert result["fvu"] == pytest.approx(plain_fvu(x, x_hat), rel=1e-5)
+        assert result["fvu_without_first_position"] == pytest.approx(plain_fvu(x[later], x_hat[later]), rel=1e-5)
+        assert result["mse"] == pytest.approx(float(torch.nn.functional.mse_loss(x_hat, x)), rel=1e-5)
+        assert result["cosine"] == pytest.approx(float(torch.cosine_similarity(x, x_hat).mean()), rel=1e-5)
+        assert result["dead_share"] == pytest.approx(1 - len(fired.unique()) / 40)
+        assert result["l0"] == pytest.approx(len(fired) / len(x))
+        assert result["n_tokens"] == 84
+        dense = torch.zeros(84, 40).scatter(1, out.latent_indices, out.latent_acts)
+        assert counted.firing_counts.tolist() == (dense > 0).sum(dim=0).tolist()
+        assert torch.allclose(counted.max_activation, dense.max(dim=0).values)
+        assert torch.allclose(evaluation.layers[name].all.mean, x.mean(dim=0), rtol=1e-12)
+
+
+def test_one_pass_serves_all_saes(neox):
+    model = load_trunk(str(neox), torch.device("cpu"), torch.float32)
+    seen, done = [], []
+    model.embed_in.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].numel()))
+    chunks = Chunks(np.full((5, 8), 7, np.int32))
+    measure_reconstruction(model, make_saes("layers"), chunks, batch_size=2, on_tokens=done.append)
+    assert seen == done == [16, 16, 8]
+
+
+def test_training_records_a_part_of_it(neox):
+    model = load_trunk(str(neox), torch.device("cpu"), torch.float32)
+    saes, chunks = make_saes("layers"), Chunks(np.random.default_rng(0).integers(0, 300, (5, 8)).astype(np.int32))
+    whole = measure_reconstruction(model, saes, chunks, batch_size=2).saes
+    names = ["fvu", "fvu_without_first_position", "dead_share", "l0", "n_tokens"]
+    for key, record in evaluate_reconstruction(model, saes, chunks, batch_size=2).items():
+        assert record == {name: whole[key].record()[name] for name in names}
+
+
+def test_explained_variance_is_that_of_saelens():
+    """Readers compare the numbers. SAELens averages, over all tokens, squared errors and squares of activations (each
+    summed over dimensions), takes the squared mean activation from the latter, and divides.
+    """
+    torch.manual_seed(0)
+    x = torch.randn(1000, 16) * torch.logspace(-1, 1, 16) + 3
+    x_hat = x + 0.5 * torch.randn_like(x)
+    n_tokens, error, squares, total = 0, 0.0, 0.0, torch.zeros(16).double()
+    for part, part_hat in zip(x.double().split(128), x_hat.double().split(128), strict=True):
+        n_tokens += len(part)
+        error += float((part - part_hat).pow(2).sum())
+        squares += float(part.pow(2).sum())
+        total += part.sum(dim=0)
+    theirs = 1 - (error / n_tokens) / (squares / n_tokens - float((total / n_tokens).pow(2).sum()))
+    ours = 1 - accumulate(list(zip(x.double().split(128), x_hat.double().split(128), strict=True)))
+    assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+def make_saes(layers_name: str) -> dict:
+    """Two SAEs for each of two layers."""
+    torch.manual_seed(0)
+    config = SparseCoderConfig(num_latents=40, k=4)
+    return {(layer, seed): (f"{layers_name}.{layer}", SparseCoder(16, config)) for layer in (0, 1) for seed in (0, 1)}
+
+
+def hidden_states(model, ids, layer):
+    """Output of a layer for all sequences at once."""
+    seen = []
+    handle = find_layers(model)[1][layer].register_forward_hook(
+        lambda module, inputs, output: seen.append(output[0] if isinstance(output, tuple) else output)
+    )
+    with torch.no_grad():
+        model(ids)
+    handle.remove()
+    return seen[0]
+
+
+def plain_fvu(x, x_hat) -> float:
+    return float(((x - x_hat) ** 2).sum() / ((x - x.mean(0)) ** 2).sum())

@@ -1,0 +1,71 @@
+"""The sentences of the short answer: computed from the numbers, and no stronger than they are."""
+
+from pathlib import Path
+
+from report_fixture import edit_metrics, write_results
+
+from sae_utils.report.answer import agreement_sentence, caution_sentence, source_sentence
+from sae_utils.report.findings import Findings, read_findings
+
+
+def findings_with(tmp_path: Path, ratios: dict[tuple[str, int], float], **shape) -> Findings:
+    """Findings of one target, with these SFRs by source and layer."""
+    sources = list(dict.fromkeys(source for source, _ in ratios))
+    layers = list(dict.fromkeys(layer for _, layer in ratios))
+    results = write_results(tmp_path, targets=["m"], sources=sources, layers=layers, n_features=1, **shape)
+
+    def set_ratios(metrics):
+        for pair in metrics["pairs"]:
+            pair |= {"sfr": ratios[pair["source"], pair["layer"]], "sfr_floor": 0.015625}
+
+    edit_metrics(results, set_ratios)
+    return read_findings(results)
+
+
+def test_one_comparison_is_told_with_its_count(tmp_path):
+    findings = findings_with(tmp_path, {("m", 7): 0.3125})
+    assert agreement_sentence(findings) == (
+        "80 of 256 features are found again from one seed to another (SFR 0.312, floor 0.016)."
+    )
+    assert source_sentence(findings) is None
+
+
+def test_several_comparisons_are_told_by_their_extremes(tmp_path):
+    findings = findings_with(tmp_path, {("m", 7): 0.25, ("web", 7): 0.125, ("m", 15): 0.0, ("web", 15): 0.5})
+    assert agreement_sentence(findings) == (
+        "Found again from one seed to another: at worst 0 of 256 features (SFR 0.000; layer 15, trained on m), at best "
+        "128 of 256 (SFR 0.500; layer 15, trained on web). Floor of untrained SAEs: at most 0.016."
+    )
+    assert source_sentence(findings) == (
+        "In 1 of 2 combinations of target and layer, the target's own text gives the highest SFR of all sources (mean "
+        "0.125; other sources 0.312)."
+    )
+
+
+def test_equal_comparisons_have_no_best_and_worst(tmp_path):
+    findings = findings_with(tmp_path, {("m", 7): 0.25, ("m", 15): 0.25})
+    assert agreement_sentence(findings) == (
+        "Found again from one seed to another, everywhere: 64 of 256 features (SFR 0.2500). Floor of untrained SAEs: "
+        "at most 0.0156."
+    )
+
+
+def test_few_training_tokens_come_with_a_caution_and_many_without(tmp_path):
+    """0.07 after 0.8 B tokens became 0.61 after 80 B: a low ratio of a short run is no finding."""
+    few = findings_with(tmp_path / "few", {("m", 7): 0.1}, n_train_tokens=100_000_000)
+    many = findings_with(tmp_path / "many", {("m", 7): 0.1}, n_train_tokens=80_000_000_000)
+    assert "trained on 100,000,000 tokens each" in caution_sentence(few)
+    assert "0.07 after 0.8B training tokens, 0.42 after 8B and 0.61 after 80B" in caution_sentence(few)
+    assert caution_sentence(many) is None
+
+
+def test_different_amounts_of_training_are_told_as_a_range(tmp_path):
+    results = write_results(tmp_path, n_features=1)
+    edit_metrics(results, lambda metrics: metrics["saes"][0].update(n_train_tokens=1_000))
+    assert "trained on 1,000 to 47,616 tokens each" in caution_sentence(read_findings(results))
+
+
+def test_one_seed_is_told_what_is_needed_and_not_cautioned(tmp_path):
+    findings = read_findings(write_results(tmp_path, n_seeds=1, n_features=1))
+    assert "needs two seeds" in agreement_sentence(findings)
+    assert source_sentence(findings) is None and caution_sentence(findings) is None

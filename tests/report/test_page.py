@@ -1,0 +1,224 @@
+"""report.html: its numbers are the records', its data survive hostile tokens, and what is missing is said."""
+
+import json
+import re
+import shutil
+from collections import defaultdict
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from report_fixture import HOSTILE, edit_metrics, write_results
+
+from sae_utils.errors import MissingInputError
+from sae_utils.report.page import write_report
+
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """What the tests look for: rows of the answer table, scripts, links, ids; and whether tags are balanced."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.rows: list[dict] = []
+        self.scripts: dict[str, str] = {}
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.open: list[str] = []
+        self.mismatched: list[str] = []
+        self.script_id = self.metric = None
+        self.text = path.read_text(encoding="utf-8")
+        self.feed(self.text)
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.ids += [values["id"]] if "id" in values else []
+        self.links += [values[name] for name in ("href", "src") if name in values]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append({"numbers": defaultdict(list), "cells": []})
+        elif tag == "td" and self.rows:
+            self.metric = values.get("data-metric")
+        elif tag == "data" and self.metric:
+            self.rows[-1]["numbers"][self.metric].append([float(values["value"]), ""])
+        elif tag == "script" and "id" in values:
+            self.script_id = values["id"]
+            self.scripts[self.script_id] = ""
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.mismatched.append(tag)
+        if tag in ("td", "script"):
+            self.metric = self.script_id = None
+
+    def handle_data(self, data):
+        if self.script_id:
+            self.scripts[self.script_id] += data
+        if self.open and self.open[-1] == "data" and self.metric:
+            self.rows[-1]["numbers"][self.metric][-1][1] += data
+        if self.open and self.open[-1] in ("td", "th") and self.rows:
+            self.rows[-1]["cells"].append(data.strip())
+
+    @property
+    def answers(self) -> dict[tuple[str, int], dict[str, list]]:
+        """Numbers of the answer table by source and layer; of one target."""
+        rows = [row for row in self.rows if "fvu" in row["numbers"] or "ffr" in row["numbers"]]
+        return {(row["cells"][0], int(row["cells"][1])): row["numbers"] for row in rows}
+
+
+def mean(values) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def test_every_number_of_the_answer_table_is_the_records(tmp_path):
+    """Recomputed here from metrics.json, exact to the last digit, and the text shown is that number rounded."""
+    results = write_results(tmp_path, text_sources=["corpus"], n_seeds=3, n_features=3)
+    metrics = json.loads((results / "metrics.json").read_text())
+    answers = Page(write_report(results)).answers
+    assert set(answers) == {(source, layer) for source in ("tiny-model", "corpus") for layer in (7, 15)}
+    for (source, layer), shown in answers.items():
+        saes = [sae for sae in metrics["saes"] if (sae["source"], sae["layer"]) == (source, layer)]
+        pairs = [pair for pair in metrics["pairs"] if (pair["source"], pair["layer"]) == (source, layer)]
+        own = [each for sae in saes for each in sae["evaluations"] if each["eval_source"] == source]
+        assert (len(saes), len(pairs), len(own)) == (3, 3, 3)
+        ratios = [pair["sfr"] for pair in pairs]
+        names = ("fvu", "fvu_without_first_position", "ce_recovered", "dead_share")
+        expected = {
+            "sfr": [mean(ratios)],
+            "sfr_range": [min(ratios), max(ratios)],
+            "sfr_floor": [mean(pair["sfr_floor"] for pair in pairs)],
+            "ffr": [mean(sae["random_tokens"]["ffr"] for sae in saes)],
+        } | {name: [mean(each[name] for each in own)] for name in names}
+        assert {name: [value for value, _ in values] for name, values in shown.items()} == expected
+        for values in shown.values():
+            for value, text in values:
+                number = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+                decimals = len(text.rstrip("%").split(".")[1]) + (2 if text.endswith("%") else 0)
+                assert abs(number - value) <= 0.5000001 * 10**-decimals
+
+
+def test_page_is_well_formed_and_needs_nothing_from_outside(tmp_path):
+    results = write_results(tmp_path, text_sources=["corpus"], n_features=3)
+    page = Page(write_report(results))
+    assert page.mismatched == [] and page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    outside = [link for link in page.links if not link.startswith(("#", "figures/", "metrics.", "data:,"))]
+    assert outside == []
+    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]+"|http-equiv', "", page.text)
+
+
+@pytest.mark.slow
+def test_every_linked_file_is_there(tmp_path):
+    from sae_utils.report.figures import write_figures
+
+    results = write_results(tmp_path, text_sources=["corpus"], n_features=3)
+    write_figures(results)
+    linked = [link for link in Page(write_report(results)).links if not link.startswith(("#", "data:"))]
+    assert len(linked) > 10
+    assert [link for link in linked if not (results / link).exists()] == []
+    page = Page(results / "report.html")
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+
+
+def test_the_same_results_give_the_same_page(tmp_path):
+    results = write_results(tmp_path, n_features=3)
+    first = write_report(results).read_bytes()
+    assert write_report(results).read_bytes() == first
+
+
+def test_features_in_the_page_are_those_of_the_files(tmp_path):
+    """Read back as the page's script reads them: tokens by number, activations by position."""
+    results = write_results(tmp_path, hostile=True)
+    page = Page(write_report(results))
+    stored = [
+        features
+        for layer in (7, 15)
+        for features in json.loads(
+            (results / f"details/tiny-model_from_tiny-model_layers.{layer}.features.json").read_text()
+        )["seeds"].values()
+    ]
+    assert len(page.scripts) == len(stored) == 4
+    for index, features in enumerate(stored):
+        data = json.loads(page.scripts[f"features-{index}"])
+        assert [feature["latent"] for feature in data["features"]] == [feature["latent"] for feature in features]
+        for shown, feature in zip(data["features"], features, strict=True):
+            assert shown["cosine"] == pytest.approx(feature["best_cosine"], rel=1e-3)
+            assert (shown["partner"], shown["partnerSeed"]) == (feature["partner"], feature["partner_seed"])
+            for (ids, active, peak), context in zip(shown["contexts"], feature["contexts"], strict=True):
+                assert [data["tokens"][i] for i in ids] == context["tokens"]
+                values = dict(zip(active[::2], active[1::2], strict=True))
+                assert [values.get(i, 0) for i in range(len(ids))] == pytest.approx(context["activations"], rel=1e-3)
+                assert peak == context["peak"]
+
+
+def test_a_partner_is_linked_only_if_it_is_in_the_page(tmp_path):
+    page = Page(write_report(write_results(tmp_path)))
+    saes = [json.loads(page.scripts[f"features-{index}"]) for index in range(4)]
+    latents = [{feature["latent"] for feature in sae["features"]} for sae in saes]
+    linked = 0
+    for index, sae in enumerate(saes):
+        other = index ^ 1  # the other seed of the same layer
+        for feature in sae["features"]:
+            assert feature["partnerSae"] == (other if feature["partner"] in latents[other] else None)
+            linked += feature["partnerSae"] is not None
+    assert linked
+
+
+def test_hostile_names_and_tokens_stay_text(tmp_path):
+    name = "a <script>$x_1$ & \"b\" {{ 7 * 7 }} 'c'"
+    page = Page(write_report(write_results(tmp_path, targets=[name], sources=[name], hostile=True, n_features=3)))
+    assert page.mismatched == [] and "49" not in page.answers
+    assert {source for source, _ in page.answers} == {name}
+    assert page.text.count("<script") == 4 + 1
+    assert set(HOSTILE) <= set(json.loads(page.scripts["features-0"])["tokens"])
+
+
+# what is missing
+
+
+def test_one_seed_says_what_it_needs(tmp_path):
+    page = Page(write_report(write_results(tmp_path, n_seeds=1, n_features=3)))
+    assert page.text.count("needs two seeds") >= 3
+    assert all("sfr" not in numbers and numbers["fvu"] for numbers in page.answers.values())
+    assert "Caution" not in page.text
+
+
+def test_a_page_of_records_alone(tmp_path):
+    """A results folder that was copied without its details still tells the answer."""
+    results = write_results(tmp_path)
+    shutil.rmtree(results / "details")
+    shutil.rmtree(tmp_path / "checkpoints")
+    page = Page(write_report(results))
+    assert len(page.answers) == 2 and page.scripts == {}
+    assert page.text.count('class="missing"') == 5  # curves, cosines, sources, rates, browser
+    assert '"use strict"' not in page.text
+
+
+def test_undefined_numbers_are_dashes_and_never_nan(tmp_path):
+    results = write_results(tmp_path, text_sources=["corpus"], n_features=3)
+
+    def undefine(metrics):
+        metrics["datasets"][0]["quality"] |= {"mean_nll_nats": None, "first_token_kl_nats": None}
+        for sae in metrics["saes"]:
+            sae["random_tokens"] |= {"ffr": None, "n_fake": None}
+            for each in sae["evaluations"]:
+                each |= {"fvu": None, "ce_recovered": None}
+        for pair in metrics["pairs"]:
+            pair |= {"sfr_live": None, "n_live": 0}
+
+    edit_metrics(results, undefine)
+    page = Page(write_report(results))
+    assert not re.search(
+        r"\b(nan|none|null|inf)\b",
+        re.sub(r"<script.*?</script>|<style.*?</style>|<svg.*?</svg>|<[^>]+>", " ", page.text, flags=re.DOTALL),
+        flags=re.IGNORECASE,
+    )
+    assert all(numbers["dead_share"] and not numbers.get("fvu") for numbers in page.answers.values() if numbers)
+
+
+def test_no_results_is_one_line(tmp_path):
+    with pytest.raises(MissingInputError, match="there are no results in"):
+        write_report(tmp_path)

@@ -1,0 +1,177 @@
+"""report.html in a headless Chromium: the feature browser, errors, requests, small screens, contrast."""
+
+import re
+from pathlib import Path
+
+import pytest
+from chromium import Chromium, find_chromium
+from report_fixture import HOSTILE, write_results
+
+from sae_utils.report.page import write_report
+
+needs_chromium = pytest.mark.skipif(find_chromium() is None, reason="no chromium or chrome executable on PATH")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    chromium = Chromium(find_chromium(), tmp_path_factory.mktemp("profile"))
+    yield chromium
+    chromium.close()
+
+
+@pytest.fixture(scope="module")
+def hostile_page(tmp_path_factory) -> Path:
+    """A page of four SAEs with 50 features each."""
+    return write_report(write_results(tmp_path_factory.mktemp("hostile"), hostile=True))
+
+
+@pytest.fixture(scope="module")
+def large_page(tmp_path_factory) -> Path:
+    """A page of 36 SAEs with long names."""
+    names = ["a-model-with-a-rather-long-name-1.4b", "another_model_without_a_hyphen_2.8b"]
+    shape = {"targets": names, "sources": names, "text_sources": ["web"], "n_seeds": 3, "n_features": 4}
+    return write_report(write_results(tmp_path_factory.mktemp("large"), hostile=True, **shape))
+
+
+@pytest.fixture
+def opened(browser, hostile_page):
+    """The page, loaded; afterwards nothing may have gone wrong in it, and nothing may have been asked for."""
+    browser.open(hostile_page)
+    yield browser
+    assert browser.errors == []
+    assert browser.requests == [hostile_page.as_uri(), "data:,"] or browser.requests == [hostile_page.as_uri()]
+
+
+def numbers(browser: Chromium) -> list[int]:
+    """Latents of the features shown, from top to bottom."""
+    return browser.run("[...document.querySelectorAll('.feature')].map((card) => Number(card.id.split('-')[1]))")
+
+
+def data(browser: Chromium, index: int) -> list[dict]:
+    return browser.run(f"JSON.parse(document.getElementById('features-{index}').textContent).features")
+
+
+def choose(browser: Chromium, name: str, value: str) -> None:
+    browser.run(
+        f"{{ const box = document.getElementById('{name}'); box.value = '{value}';"
+        " box.dispatchEvent(new Event('change', {bubbles: true})); }"
+    )
+
+
+def by(features: list[dict], *keys) -> list[int]:
+    return [feature["latent"] for feature in sorted(features, key=lambda each: [key(each) for key in keys])]
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_browser_sorts_filters_and_chooses(opened):
+    features = data(opened, 0)
+    assert numbers(opened) == by(features, lambda each: -each["rate"], lambda each: each["latent"])[:20]
+    choose(opened, "sort", "shared")
+    assert numbers(opened) == by(features, lambda each: -each["cosine"])[:20]
+    choose(opened, "sort", "unshared")
+    assert numbers(opened) == by(features, lambda each: each["cosine"])[:20]
+    choose(opened, "sort", "fake")
+    n_fake = sum(feature["fake"] for feature in features)
+    assert numbers(opened) == by(features, lambda each: not each["fake"], lambda each: -each["randomRate"])[:20]
+    assert 0 < n_fake < len(features)
+    for name, belongs in {
+        "fake": lambda each: each["fake"],
+        "shared": lambda each: each["cosine"] > 0.7,
+        "unshared": lambda each: each["cosine"] <= 0.7,
+    }.items():
+        choose(opened, "filter", name)
+        expected = {feature["latent"] for feature in features if belongs(feature)}
+        assert set(numbers(opened)) <= expected and len(numbers(opened)) == min(20, len(expected))
+        assert f"of {len(expected)} features" in opened.run("document.getElementById('status').textContent")
+    choose(opened, "filter", "all")
+    choose(opened, "sort", "rate")
+    choose(opened, "sae", "3")
+    assert numbers(opened) == by(data(opened, 3), lambda each: -each["rate"], lambda each: each["latent"])[:20]
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_browser_turns_pages_by_button_and_by_key(opened):
+    status = "document.getElementById('status').textContent.replace('\\u2013', '-')"
+    first = numbers(opened)
+    assert opened.run(status) == "1-20 of 50 features, page 1 of 3"
+    opened.run("document.getElementById('previous').click()")
+    assert numbers(opened) == first  # there is no page before
+    opened.run("document.getElementById('next').click()")
+    second = numbers(opened)
+    assert opened.run(status) == "21-40 of 50 features, page 2 of 3" and not set(first) & set(second)
+    opened.run("document.getElementById('features').focus()")
+    opened.press("n")
+    assert opened.run(status) == "41-50 of 50 features, page 3 of 3" and len(numbers(opened)) == 10
+    opened.press("ArrowRight")
+    assert opened.run(status) == "41-50 of 50 features, page 3 of 3"
+    opened.press("ArrowLeft")
+    assert numbers(opened) == second
+    opened.press("p")
+    assert numbers(opened) == first
+    opened.run("document.getElementById('answer').querySelector('a, [tabindex]').focus()")
+    opened.press("n")
+    assert numbers(opened) == first  # keys are the browser's only while the focus is in it
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_browser_jumps_to_the_partner(opened):
+    choose(opened, "filter", "unshared")
+    features = data(opened, 0)
+    link = "document.querySelector('button[data-partner]')"
+    while not opened.run(f"{link} !== null"):
+        opened.run("document.getElementById('next').click()")
+    latent = opened.run(f"Number({link}.closest('.feature').id.split('-')[1])")
+    partner = next(feature for feature in features if feature["latent"] == latent)["partner"]
+    opened.run(f"{link}.click()")
+    assert opened.run("document.activeElement.id") == f"feature-{partner}"
+    assert opened.run("document.getElementById('sae').value") == "1"
+    assert opened.run("document.getElementById('filter').value") == "all"
+    box = opened.run("(({top, bottom}) => [top, bottom])(document.activeElement.getBoundingClientRect())")
+    assert box[1] > 0 and box[0] < 800
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_browser_shows_hostile_tokens_as_they_are(opened):
+    """Tokens are data: nothing of them runs, and what can be seen of them reads as it was encoded."""
+    assert opened.run("typeof window.broken") == "undefined"
+    assert opened.run("document.querySelectorAll('#features img, #features script').length") == 0
+    shown = opened.run("[...document.querySelector('.context').querySelectorAll('.token')].map((t) => t.textContent)")
+    printable = [token for token in HOSTILE if token and token.isprintable()]
+    assert [token for token in shown if token in printable][: len(printable)] == printable
+    peak = opened.run("document.querySelector('.token.peak').title")
+    assert re.fullmatch(r"activation [\d.,]+, peak", peak)
+    opened.run("document.querySelector('.token.peak').click()")
+    assert peak in opened.run("document.getElementById('bubble').textContent")
+
+
+@needs_chromium
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_sideways_scrolling_and_readable_text(browser, large_page, width, scheme):
+    browser.open(large_page, width=width, scheme=scheme)
+    assert browser.run("document.scrollingElement.scrollWidth") <= width
+    assert browser.errors == []
+    ink, paper = browser.run("['color', 'backgroundColor'].map((name) => getComputedStyle(document.body)[name])")
+    assert contrast(ink, paper) > 10
+    label = browser.run("getComputedStyle(document.querySelector('.chart text')).fill")
+    assert contrast(label, paper) > 4.5
+    peak = browser.run("getComputedStyle(document.querySelector('.token.peak.active')).backgroundColor")
+    assert contrast(ink, peak) > 4.5
+
+
+def contrast(first: str, second: str) -> float:
+    """Contrast ratio of two opaque enough CSS colours, 1 to 21 (WCAG 2)."""
+    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: str) -> float:
+    parts = [float(part) for part in re.findall(r"[\d.]+", colour.replace("srgb", ""))][:3]
+    scaled = [part if "srgb" in colour else part / 255 for part in parts]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in scaled]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -1,0 +1,110 @@
+from pathlib import Path
+
+from sae_utils.comparison.results import Results
+from sae_utils.comparison.trained import TrainedSae
+from sae_utils.report.tables import results_tables, wandb_summary
+
+
+def sae_record(source: str, layer: int, seed: int, **own) -> dict:
+    """A record with the numbers that are shown, evaluated on two sources."""
+    numbers = {"n_tokens": 96, "fvu": 0.25, "fvu_without_first_position": 0.31, "ce_recovered": 0.9}
+    numbers |= {"dead_share": 0.125, "firing_rate_quantiles": {"0.5": 0.1}}
+    other = "other" if source == "tiny" else "tiny"
+    return {
+        "target": "tiny",
+        "source": source,
+        "layer": layer,
+        "seed": seed,
+        "path": f"checkpoints/tiny_from_{source}_seed_{seed}/layers.{layer}",
+        "evaluations": [
+            {"eval_source": other, "eval_fingerprint": "01"} | numbers | {"fvu": 0.75},
+            {"eval_source": source, "eval_fingerprint": "23"} | numbers | own,
+        ],
+        "random_tokens": {"n_tokens": 2000, "ffr": 0.0125, "n_fake": 3},
+    }
+
+
+def pair_record(source: str, layer: int, **values) -> dict:
+    about = {"target": "tiny", "source": source, "layer": layer, "seed": 0, "seed_b": 1}
+    numbers = {"sfr": 0.5, "sfr_both": 0.4, "sfr_live": 0.625, "sfr_floor": 0.0, "mean_matched_cosine": 0.71236}
+    return about | numbers | {"sfr_at": {"0.5": 0.6}, "mean_matched_cosine_floor": 0.2} | values
+
+
+def results_of(saes: list[dict], pairs: list[dict]) -> Results:
+    results = Results(Path("results"))
+    results.saes = {(each["target"], each["source"], each["layer"], each["seed"]): each for each in saes}
+    results.pairs = {
+        (each["target"], each["source"], each["layer"], each["seed"], each["seed_b"]): each for each in pairs
+    }
+    return results
+
+
+def trained(record: dict) -> TrainedSae:
+    return TrainedSae(Path(record["path"]), {}, record, "")
+
+
+def test_tables_by_hand():
+    """Own source's numbers, not those of the source measured first; undefined numbers said; numbers to the right."""
+    undefined = {"fvu": None, "ce_recovered": None, "dead_share": 1.0}
+    saes = [sae_record("tiny", 7, 0), sae_record("tiny", 7, 1), sae_record("other", 15, 0, **undefined)]
+    pairs = [pair_record("tiny", 7, sfr_live=None)]
+    assert results_tables(results_of(saes, pairs), [trained(each) for each in saes]).splitlines() == [
+        "target  source  layer  seed        FVU  FVU w/o 1st  CE recovered    dead    FFR  path",
+        "------  ------  -----  ----  ---------  -----------  ------------  ------  -----  "
+        "--------------------------------------------",
+        "tiny    tiny        7     0     0.2500       0.3100        0.9000   12.5%  1.25%  "
+        "checkpoints/tiny_from_tiny_seed_0/layers.7",
+        "tiny    tiny        7     1     0.2500       0.3100        0.9000   12.5%  1.25%  "
+        "checkpoints/tiny_from_tiny_seed_1/layers.7",
+        "tiny    other      15     0  undefined       0.3100     undefined  100.0%  1.25%  "
+        "checkpoints/tiny_from_other_seed_0/layers.15",
+        "",
+        "target  source  layer  seeds     SFR   floor   SFR live  SFR both  mean cosine",
+        "------  ------  -----  -----  ------  ------  ---------  --------  -----------",
+        "tiny    tiny        7  0 1    0.5000  0.0000  undefined    0.4000       0.7124",
+    ]
+
+
+def test_tables_show_the_saes_of_the_run_and_the_pairs_among_their_layers():
+    saes = [sae_record(source, layer, seed) for source in ("tiny", "other") for layer in (7, 15) for seed in (0, 1)]
+    pairs = [pair_record(source, layer) for source in ("tiny", "other") for layer in (15, 7)]
+    shown = [each for each in saes if each["source"] == "tiny"]
+    lines = results_tables(results_of(saes, pairs), [trained(each) for each in shown]).splitlines()
+    assert [line.split()[:4] for line in lines[2:6]] == [
+        ["tiny", "tiny", str(i), str(s)] for i in (7, 15) for s in (0, 1)
+    ]
+    assert [line.split()[:3] for line in lines[9:]] == [["tiny", "tiny", "7"], ["tiny", "tiny", "15"]]
+
+
+def test_one_seed_has_no_table_of_pairs():
+    saes = [sae_record("tiny", 7, 0)]
+    assert "SFR" not in results_tables(results_of(saes, []), [trained(each) for each in saes])
+
+
+def test_summary_for_wandb_by_hand():
+    """One cell's numbers, on all sources; undefined ones and those of other cells left out."""
+    saes = [sae_record("tiny", 7, 1, fvu=None), sae_record("other", 7, 1)]
+    pairs = [pair_record("tiny", 7, sfr_live=None), pair_record("other", 7)]
+    assert wandb_summary(results_of(saes, pairs), "tiny", "tiny") == {
+        "eval/other/n_tokens/layers.7/seed_1": 96,
+        "eval/other/fvu/layers.7/seed_1": 0.75,
+        "eval/other/fvu_without_first_position/layers.7/seed_1": 0.31,
+        "eval/other/ce_recovered/layers.7/seed_1": 0.9,
+        "eval/other/dead_share/layers.7/seed_1": 0.125,
+        "eval/tiny/n_tokens/layers.7/seed_1": 96,
+        "eval/tiny/fvu_without_first_position/layers.7/seed_1": 0.31,
+        "eval/tiny/ce_recovered/layers.7/seed_1": 0.9,
+        "eval/tiny/dead_share/layers.7/seed_1": 0.125,
+        "random_tokens/n_tokens/layers.7/seed_1": 2000,
+        "random_tokens/ffr/layers.7/seed_1": 0.0125,
+        "random_tokens/n_fake/layers.7/seed_1": 3,
+        "agreement/sfr/layers.7/seeds_0_1": 0.5,
+        "agreement/sfr_both/layers.7/seeds_0_1": 0.4,
+        "agreement/sfr_floor/layers.7/seeds_0_1": 0.0,
+        "agreement/mean_matched_cosine/layers.7/seeds_0_1": 0.71236,
+    }
+
+
+def test_what_a_stopped_run_left_unmeasured_is_left_out_of_the_summary():
+    record = sae_record("tiny", 7, 1) | {"evaluations": [], "random_tokens": None}
+    assert wandb_summary(results_of([record], []), "tiny", "tiny") == {}

@@ -1,0 +1,96 @@
+"""Text corpora: the same texts, whatever they are stored in, and none of them lost."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import train_tokenizer
+from datasets import Dataset, DatasetDict
+
+from sae_utils.errors import InputError, MissingInputError
+from sae_utils.sources.corpora import corpus_name, fingerprint_texts, load_texts, tokenize_texts
+
+TEXTS = ["the quick brown fox", "jumps over the lazy dog", "and runs away"]
+
+
+def write_corpus(kind: str) -> str:
+    """The three texts, and an empty one, in a file or folder of this kind."""
+    rows = Dataset.from_dict({"text": [*TEXTS[:2], "", TEXTS[2]], "url": list("abcd")})
+    path = Path(f"corpus{kind}")
+    if kind == ".txt":
+        path.write_text("\n".join(rows["text"]) + "\n")
+    elif kind == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif kind == ".parquet":
+        rows.to_parquet(path)
+    elif kind == "_splits":
+        DatasetDict({"test": rows.select([0]), "train": rows}).save_to_disk(path)
+    else:
+        rows.save_to_disk(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", [".txt", ".jsonl", ".parquet", "_folder", "_splits"])
+def test_every_format_gives_the_same_texts(kind, tmp_path):
+    reference = write_corpus(kind)
+    before = sorted(Path().rglob("*"))
+    rows = load_texts(reference, tmp_path / "cache")
+    assert rows["text"] == TEXTS and rows.column_names == ["text"]
+    assert fingerprint_texts(rows) == fingerprint_texts(Dataset.from_dict({"text": TEXTS}))
+    assert [path for path in sorted(Path().rglob("*")) if "cache" not in str(path)] == before, "left beside the corpus"
+    assert corpus_name(reference) == "corpus" + kind.replace(".txt", "").replace(".jsonl", "").replace(".parquet", "")
+
+
+def test_fingerprint_sees_where_a_text_ends():
+    one, other = Dataset.from_dict({"text": ["ab", "c"]}), Dataset.from_dict({"text": ["a", "bc"]})
+    assert fingerprint_texts(one) != fingerprint_texts(other)
+
+
+@pytest.mark.parametrize(
+    ("reference", "error", "message"),
+    [
+        ("nowhere.txt", MissingInputError, "nowhere.txt does not exist"),
+        ("./nowhere", MissingInputError, "nowhere does not exist"),
+        ("nobody/nothing", MissingInputError, "nobody/nothing could not be read"),
+        ("notes.md", InputError, r"notes.md must end in .txt, .jsonl, .parquet"),
+        ("empty_folder", MissingInputError, "empty_folder could not be read"),
+        ("other.jsonl", InputError, r"must have a column `text` of strings, found body \(string\)"),
+        ("numbers.jsonl", InputError, r"found text \(int64\)"),
+        ("broken.jsonl", MissingInputError, "broken.jsonl could not be read"),
+    ],
+)
+def test_what_is_no_corpus_is_refused(reference, error, message, tmp_path):
+    Path("notes.md").write_text("# notes")
+    Path("empty_folder").mkdir()
+    Path("other.jsonl").write_text('{"body": "x"}\n')
+    Path("numbers.jsonl").write_text('{"text": 1}\n')
+    Path("broken.jsonl").write_text('{"text": "x"\n')
+    with pytest.raises(error, match=message):
+        load_texts(reference, tmp_path / "cache")
+
+
+def test_texts_follow_each_other_after_eos():
+    tokenizer = train_tokenizer(bos=None, eos="<|endoftext|>")
+    rows = Dataset.from_dict({"text": TEXTS})
+    eos, ids = tokenizer.eos_token_id, [tokenizer(text)["input_ids"] for text in TEXTS]
+    expected = [eos, *ids[0], eos, *ids[1], eos, *ids[2]]
+    n_whole = len(expected) // 8
+    assert tokenize_texts(rows, tokenizer, 8)["input_ids"][:].tolist() == [
+        expected[8 * i : 8 * i + 8] for i in range(n_whole)
+    ]
+
+
+def test_a_few_texts_too_many_are_no_error():
+    """The library behind it works on 2,048 texts at a time and fails if the last ones do not fill a sequence."""
+    tokenizer = train_tokenizer(bos=None, eos="<|endoftext|>")
+    whole, more = (Dataset.from_dict({"text": ["the fox"] * n}) for n in (2048, 2049))
+    assert len(tokenize_texts(more, tokenizer, 64)) == len(tokenize_texts(whole, tokenizer, 64))
+
+
+def test_too_little_text_is_refused():
+    tokenizer = train_tokenizer(bos=None, eos="<|endoftext|>")
+    with pytest.raises(InputError, match="does not fill one sequence of --ctx_len 64"):
+        tokenize_texts(Dataset.from_dict({"text": ["the fox"]}), tokenizer, 64)
+    tokenizer.model_max_length = 16
+    with pytest.raises(InputError, match="--ctx_len must be at most 16"):
+        tokenize_texts(Dataset.from_dict({"text": ["the fox"]}), tokenizer, 64)

@@ -1,0 +1,285 @@
+"""The laws of training: seeds do not see each other, and an interruption does not show."""
+
+import gc
+import sys
+import types
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from host_reads import HostReads
+from safetensors.torch import load_file
+
+from sae_utils.models import cut_after_, find_layers, load_trunk
+from sae_utils.sources.packing import Chunks
+from sae_utils.sparse_coders import SparseCoderConfig, TrainConfig
+from sae_utils.training.trainer import STATE_FILE, SaeTrainer
+
+
+class KilledError(Exception):
+    """Stands for SIGKILL: nothing of the trainer runs after it."""
+
+
+def make_trainer(
+    folder, work_dir, *, seeds=(0, 1), n_chunks=24, ctx_len=12, dtype=torch.float32, **changes
+) -> SaeTrainer:
+    """A trainer on layers 0 and 1 of a tiny model, with random token ids."""
+    model = load_trunk(str(folder), torch.device("cpu"), dtype)
+    cut_after_(model, 1)
+    name = find_layers(model)[0]
+    settings = {"batch_size": 2, "save_every": 3, "hookpoints": [f"{name}.0", f"{name}.1"], "init_seeds": list(seeds)}
+    tokens = np.random.default_rng(0).integers(3, 250, (n_chunks, ctx_len)).astype(np.int32)
+    cfg = TrainConfig(SparseCoderConfig(num_latents=48, k=4), **(settings | changes))
+    return SaeTrainer(cfg, Chunks(tokens), model, work_dir=work_dir)
+
+
+def train(trainer) -> list:
+    """Train to the end; the losses of every step."""
+    losses = []
+    trainer.on_step = lambda n_tokens, report: losses.append((n_tokens, report))
+    trainer.fit()
+    return losses
+
+
+def weights(trainer) -> dict[str, torch.Tensor]:
+    return {f"{name}.{key}": value for name, sae in trainer.saes.items() for key, value in sae.state_dict().items()}
+
+
+def assert_equal(a: dict, b: dict):
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_two_seeds_in_one_pass_are_two_single_runs(neox, tmp_path):
+    """The point of sharing a pass: it may be faster, and must not be different, by a single bit."""
+    together = make_trainer(neox, tmp_path)
+    losses = train(together)
+    for seed in (0, 1):
+        alone = make_trainer(neox, tmp_path, seeds=[seed])
+        losses_alone = train(alone)
+        for hook in alone.cfg.hookpoints:
+            mine, theirs = together.saes[together.sae_name(hook, seed)], alone.saes[alone.sae_name(hook, seed)]
+            assert_equal(mine.state_dict(), theirs.state_dict())
+            name = together.sae_name(hook, seed)
+            assert [report[name] for _, report in losses] == [report[hook] for _, report in losses_alone]
+
+
+def test_seeds_give_different_saes(neox, tmp_path):
+    trainer = make_trainer(neox, tmp_path)
+    train(trainer)
+    hook = trainer.cfg.hookpoints[0]
+    assert not torch.equal(trainer.saes[f"{hook}/seed0"].W_dec, trainer.saes[f"{hook}/seed1"].W_dec)
+
+
+@pytest.mark.parametrize("optimizer", ["signum", "adam", "muon"])
+@pytest.mark.parametrize("killed_at", [4, 5, 9, 12])
+def test_resumed_is_unbroken(neox, tmp_path, optimizer, killed_at):
+    """A run that was killed ends with the weights and losses that it would have had, bit for bit."""
+    # A small threshold, so that the counters of unfired tokens show in the dead shares that are compared.
+    changes = {"optimizer": optimizer, "dead_feature_threshold": 60}
+    unbroken = make_trainer(neox, tmp_path / "a", **changes)
+    expected = train(unbroken)
+    assert any(each["dead_share"] not in (0, 1) for _, report in expected for each in report.values())
+
+    broken = make_trainer(neox, tmp_path / "b", **changes)
+    with pytest.raises(KilledError):
+        broken.on_step = kill_at(killed_at)
+        broken.fit()
+    resumed = make_trainer(neox, tmp_path / "b", **changes)
+    resumed.load_state()
+    assert resumed.global_step == (killed_at - 1) // 3 * 3
+    losses = train(resumed)
+    assert losses == expected[-len(losses) :]
+    assert_equal(weights(resumed), weights(unbroken))
+
+
+def kill_at(step: int):
+    """Stop at the end of a step, before its checkpoint is written."""
+    seen = []
+
+    def stop(n_tokens, report):
+        seen.append(n_tokens)
+        if len(seen) == step:
+            raise KilledError
+
+    return stop
+
+
+def test_resumed_with_gradient_accumulation(neox, tmp_path):
+    """Checkpoints fall between optimizer steps only: half-collected gradients are not saved."""
+    changes = {"grad_acc_steps": 2, "micro_acc_steps": 2, "save_every": 1}
+    unbroken = make_trainer(neox, tmp_path / "a", **changes)
+    expected = train(unbroken)
+    broken = make_trainer(neox, tmp_path / "b", **changes)
+    broken.on_step = kill_at(3)
+    with pytest.raises(KilledError):
+        broken.fit()
+    resumed = make_trainer(neox, tmp_path / "b", **changes)
+    resumed.load_state()
+    assert resumed.global_step == 4
+    assert train(resumed) == expected[2:]
+    assert_equal(weights(resumed), weights(unbroken))
+
+
+def test_a_kill_while_saving_leaves_the_last_state(neox, tmp_path, monkeypatch):
+    trainer = make_trainer(neox, tmp_path)
+    trainer.save_state()
+    before = (tmp_path / STATE_FILE).read_bytes()
+    monkeypatch.setattr(torch, "save", lambda state, file: file.write(b"half") and (_ for _ in ()).throw(KilledError()))
+    with pytest.raises(KilledError):
+        trainer.save_state()
+    assert (tmp_path / STATE_FILE).read_bytes() == before
+
+
+def test_reported_loss_is_the_batch_fvu(neox, tmp_path):
+    """Micro-batches are a way to save memory; with more of them the reported number stays what it is."""
+    one = train(make_trainer(neox, tmp_path, n_chunks=2, lr=1e-9))
+    two = train(make_trainer(neox, tmp_path, n_chunks=2, lr=1e-9, micro_acc_steps=2))
+    for name, each in one[0][1].items():
+        assert each["fvu"] == pytest.approx(two[0][1][name]["fvu"], rel=1e-5)
+
+
+def test_weights_are_saved_in_the_form_they_are_used_in(neox, tmp_path):
+    """Schedule-free training has two forms of the weights; exporting the wrong one costs accuracy, unnoticed."""
+    trainer = make_trainer(neox, tmp_path)
+    train(trainer)
+    (optimizer,) = trainer.optimizers
+    assert not optimizer.train_mode
+    sae = next(iter(trainer.saes.values()))
+    sae.save_to_disk(tmp_path / "sae")
+    assert torch.equal(load_file(tmp_path / "sae" / "sae.safetensors")["W_dec"], sae.W_dec)
+
+
+def test_global_state_is_left_alone(neox, tmp_path, capsys):
+    """sparsify seeds the global generator per SAE, lowers matmul precision and prints; none of it may leak."""
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    train(make_trainer(neox, tmp_path))
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.get_float32_matmul_precision() == "highest"
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Training" not in captured.err
+
+
+def test_the_models_number_format_hardly_shows_in_the_losses(neox, tmp_path):
+    """In float16 the variance of a batch is infinite, and every loss was 0; bfloat16 has two digits for it."""
+    shape = {"n_chunks": 64, "ctx_len": 256, "batch_size": 16, "seeds": [0], "lr": 0.01}
+    losses = {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        trainer = make_trainer(neox, tmp_path, dtype=dtype, **shape)
+        losses[dtype] = train(trainer)
+        x = model_outputs(trainer)
+        assert x.float().var(dim=0, correction=0).sum() * len(x) > torch.finfo(torch.float16).max, "no room is needed"
+    first, last = losses[torch.float32][0][1], losses[torch.float32][-1][1]
+    for dtype in (torch.bfloat16, torch.float16):
+        for expected, (_, found) in ((first, losses[dtype][0]), (last, losses[dtype][-1])):
+            for name, each in expected.items():
+                assert found[name]["fvu"] == pytest.approx(each["fvu"], rel=0.01)
+                assert 0.1 < each["fvu"] < 1.5
+
+
+def model_outputs(trainer) -> torch.Tensor:
+    """Output of layer 1 for the first batch, `(tokens, d_model)`."""
+    ids = torch.stack([trainer.dataset[i]["input_ids"] for i in range(trainer.cfg.batch_size)])
+    with torch.no_grad():
+        seen = []
+        handle = trainer.model.layers[1].register_forward_hook(lambda module, args, output: seen.append(output))
+        trainer.model(ids)
+        handle.remove()
+    return (seen[0][0] if isinstance(seen[0], tuple) else seen[0]).flatten(0, 1)
+
+
+@pytest.mark.parametrize("optimizer", ["signum", "adam", "muon"])
+@pytest.mark.parametrize("is_collecting", [False, True])
+def test_a_finished_trainer_is_freed(neox, tmp_path, optimizer, is_collecting):
+    """A grid of four cells of 40,960 latents kept 18 GB of what was finished: hooks held the trainer in a circle."""
+    trainer = make_trainer(neox, tmp_path, n_chunks=4, optimizer=optimizer)
+    train(trainer)
+    gone = [weakref.ref(trainer)]
+    if is_collecting:  # PyTorch's learning rate schedules hold their optimizer in a circle of their own
+        gone += [weakref.ref(optimizer) for optimizer in trainer.optimizers]
+        gone += [weakref.ref(parameter) for sae in trainer.saes.values() for parameter in sae.parameters()]
+    gc.collect()
+    gc.disable()
+    try:
+        del trainer
+        if is_collecting:
+            gc.collect()
+        assert [each() for each in gone] == [None] * len(gone)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("optimizer", ["signum", "adam", "muon"])
+def test_steps_ask_the_device_for_nothing_but_losses_every_few(neox, tmp_path, optimizer):
+    """Each question empties a GPU's queue: the host then waits for the device, and the device for the host."""
+    trainer = make_trainer(neox, tmp_path, optimizer=optimizer, save_every=10**9)
+    trainer.read_back_steps = 4
+    counts = []
+
+    def step_counters() -> list[torch.Tensor]:
+        """Adam counts steps on the host."""
+        return [s["step"] for optimizer in trainer.optimizers for s in optimizer.state.values() if "step" in s]
+
+    with HostReads(step_counters) as reads:
+        end_step = trainer._end_step
+
+        def counted() -> None:
+            end_step()
+            counts.append(dict(reads.counts))
+            reads.counts.clear()
+
+        trainer._end_step = counted
+        trainer.fit()
+    assert counts[1:9] == 2 * [{}, {}, {"tolist": 1}, {}]  # of steps 2 to 9; the first one builds things
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_step_counters_stay_on_the_host_after_a_resumption(neox, tmp_path, monkeypatch, optimizer):
+    """Adam reads them at every step: loaded to a GPU, each of its parameters would make the host wait."""
+    trainer = make_trainer(neox, tmp_path, optimizer=optimizer)
+    train(trainer)
+    trainer.save_state()
+    resumed, load, seen = make_trainer(neox, tmp_path, optimizer=optimizer), torch.load, []
+    monkeypatch.setattr(
+        torch, "load", lambda *args, **kwargs: (seen.append(kwargs["map_location"]), load(*args, **kwargs))[1]
+    )
+    resumed.load_state()
+    assert seen == ["cpu"]
+    steps = [state["step"] for each in resumed.optimizers for state in each.state.values() if "step" in state]
+    assert steps and all(step.is_cpu for step in steps)
+
+
+def test_losses_are_reported_for_every_step_whenever_they_are_read(neox, tmp_path):
+    """Read a few together, they are the same numbers in the same order, and a checkpoint finds them reported."""
+    expected = train(make_trainer(neox, tmp_path / "a"))
+    trainer = make_trainer(neox, tmp_path / "b", save_every=5)
+    trainer.read_back_steps = 4
+    saved_after, save_state, seen = [], trainer.save_state, []
+    trainer.save_state = lambda: (saved_after.append(len(seen)), save_state())
+    trainer.on_step = lambda *report: seen.append(report)
+    trainer.fit()
+    assert seen == expected
+    assert saved_after == [5, 10]
+
+
+def test_adam_is_the_same_with_bitsandbytes_installed(neox, tmp_path, monkeypatch):
+    """sparsify takes its 8-bit Adam as soon as it can be imported: other weights, and another estimate of memory."""
+    bitsandbytes = types.ModuleType("bitsandbytes.optim")
+    bitsandbytes.Adam8bit = lambda groups: pytest.fail("Adam of bitsandbytes was taken")
+    monkeypatch.setitem(sys.modules, "bitsandbytes", types.ModuleType("bitsandbytes"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", bitsandbytes)
+    trainer = make_trainer(neox, tmp_path, optimizer="adam")
+    assert [type(each) for each in trainer.optimizers] == [torch.optim.Adam]
+    assert sys.modules["bitsandbytes.optim"] is bitsandbytes
+
+
+def test_steps_are_counted_one_by_one(neox, tmp_path):
+    """Everything at the end of a step hangs on this assignment; another use of it by sparsify must not go unnoticed."""
+    trainer = make_trainer(neox, tmp_path)
+    trainer._is_fitting = True
+    with pytest.raises(AssertionError, match="step 2 after step 0"):
+        trainer.global_step = 2
