@@ -247,7 +247,7 @@ def compare_and_report(
         add_to_summary(folders[target, source], wandb_mode, wandb_summary(results, target, source))
     figures = write_figures(args.results_dir)
     page = write_report(args.results_dir)
-    print(results_tables(results, saes))
+    print(results_tables(results, [sae.key for sae in saes]))
     print(f"\n{page}: the comparison, with a browser of the features")
     print(f"{results.folder / 'metrics.json'}, {results.folder / 'metrics.csv'}: all numbers")
     print(f"{figures[0].parent}: the figures, as PNG and SVG")

@@ -31,8 +31,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, GPTNeoXConfig
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from sae_utils.generation.kv_cache import make_cache
 from sae_utils.generation.packed_attention import attention_kernels, use_packed_attention_
-from sae_utils.generation.packed_linear import pack_linears_
-from sae_utils.generation.sampling import SamplingSettings, pace_of, sample_tokens
+from sae_utils.generation.sampling import SamplingSettings, pace_of, prepare_for_sampling_, sample_tokens
 from sae_utils.models import LoadedModel, load_causal_lm
 from sae_utils.records import versions, write_json
 
@@ -53,7 +52,7 @@ def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
     plain, source = load_source(args), load_source(args)  # transformers gets a model as it comes
-    pack_linears_(source.model)
+    prepare_for_sampling_(source.model)
     settings = SamplingSettings(seed=0, temperature=args.temperature, top_p=args.top_p, max_length=args.tokens)
     if not args.early:  # nobody stops early, so that all do the same work
         plain, source = replace(plain, eos_ids=()), replace(source, eos_ids=())
@@ -188,7 +187,6 @@ def load_source(args: argparse.Namespace) -> LoadedModel:
     shape = GPTNeoXConfig(vocab_size=50304, max_position_embeddings=2048, rotary_pct=0.25, **SHAPES[args.config])
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(shape, dtype=dtype).eval().requires_grad_(False)
-    use_packed_attention_(model)
     return LoadedModel(args.config, model, None, 0, (0,))
 
 

@@ -19,8 +19,7 @@ import torch
 from generation import SHAPES, add_record, device_name, load_source
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from sae_utils.generation.packed_linear import pack_linears_
-from sae_utils.generation.sampling import Sample, SamplingSettings, sample_tokens
+from sae_utils.generation.sampling import Sample, SamplingSettings, prepare_for_sampling_, sample_tokens
 from sae_utils.models import LoadedModel
 from sae_utils.records import versions
 
@@ -31,7 +30,7 @@ def main() -> None:
     rows = []
     for dtype in args.dtypes:
         source = load_source(argparse.Namespace(**vars(args) | {"dtype": dtype}))
-        pack_linears_(source.model)
+        prepare_for_sampling_(source.model)
         first = sampled(source, args, args.n, args.threads[0], is_fixed=False)
         for batch_size in [args.n, *args.batch_sizes]:
             for threads in args.threads:

@@ -17,7 +17,7 @@ none of the others, and none knows generation. Here lies what several of them sh
     records         JSON records, written whole; versions; comparison of settings
     distributed     several processes started by torchrun
     devices         --device and --dtype
-    memory          how much is free, and what to do when it was not enough
+    memory          how much is free, what SAEs take of it, what to do when it was not enough
     progress        token bars; what other libraries may print
     models          finding, loading, cutting and identifying language models
     seeding         one stream of uniform numbers per sample

@@ -23,7 +23,6 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sae_utils.errors import InputError, MissingInputError
-from sae_utils.generation.packed_attention import use_packed_attention_
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +103,7 @@ def load_tokenizer(reference: str) -> PreTrainedTokenizerBase:
 
 
 def load_causal_lm(reference: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
-    """Load a whole language model with its head, for sampling.
+    """Load a whole language model with its head.
 
     Raises:
         MissingInputError: If it is in no local folder and the hub does not give it.
@@ -112,7 +111,6 @@ def load_causal_lm(reference: str, device: torch.device, dtype: torch.dtype) -> 
     """
     tokenizer = load_tokenizer(reference)
     model = _prepare(_from_pretrained(AutoModelForCausalLM, reference, dtype=dtype), device)
-    use_packed_attention_(model)
     bos_id = find_bos_id(tokenizer, model.config, reference)
     return LoadedModel(reference, model, tokenizer, bos_id, find_eos_ids(tokenizer, model))
 

@@ -7,6 +7,9 @@ from pathlib import Path
 UNFINISHED_SUFFIX = ".unfinished"
 """Ending of a folder that is still being worked on; nothing reads such a folder as a result."""
 
+METRICS_FILE = "metrics.jsonl"
+"""Training losses beside the state and, at the end, beside the SAEs: one JSON object per step."""
+
 _DATASET_NAME = re.compile(r"(?P<model>.+)_(?P<seed>\d+)_(?P<temperature>\d+\.\d+)_(?P<top_p>\d+\.\d+)")
 
 

@@ -17,6 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedTokenizerFast
 
+from sae_utils.generation.packed_attention import use_packed_attention_
 from sae_utils.models import LoadedModel, load_causal_lm
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
@@ -144,7 +145,9 @@ def make_model(folder: Path, kind: str = "neox", *, seed: int = 0, **shape: int)
 
 def load(folder: Path) -> LoadedModel:
     """Load a saved model for sampling on the CPU in float32."""
-    return load_causal_lm(str(folder), torch.device("cpu"), torch.float32)
+    source = load_causal_lm(str(folder), torch.device("cpu"), torch.float32)
+    use_packed_attention_(source.model)
+    return source
 
 
 def run_killed(main: Callable, argv: list[str], moment: int) -> bool:

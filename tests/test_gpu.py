@@ -14,7 +14,7 @@ from test_cli import ROOT, TRAIN, generate, refused, train
 import generate_datasets
 import train_sae
 from sae_utils.comparison.matching import match_rows
-from sae_utils.generation.sampling import Batch, Pace, SamplingSettings
+from sae_utils.generation.sampling import Batch, Pace, SamplingSettings, prepare_for_sampling_
 from sae_utils.models import cut_after_, find_layers, load_causal_lm, load_trunk
 from sae_utils.sources import packing
 from sae_utils.sources.packing import Chunks
@@ -158,6 +158,7 @@ def test_odd_numbers_of_latents_are_refused(tiny, capsys):
 def test_a_decoding_block_never_waits_for_the_gpu(tiny):
     """PyTorch itself raises at whatever would."""
     source = load_causal_lm("tiny", torch.device("cuda", 0), torch.bfloat16)
+    prepare_for_sampling_(source.model)
     batch = Batch(source, range(40), SamplingSettings(max_length=60), Pace(16, 64, True), is_fixed=True)
     batch.advance()
     torch.cuda.set_sync_debug_mode("error")

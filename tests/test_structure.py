@@ -1,5 +1,6 @@
 """Where things stand in the package, and who may know whom."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -33,15 +34,57 @@ def test_tests_mirror_the_wings():
             assert (ROOT / "sae_utils" / wing / f"{tested}.py").exists(), test
 
 
+MAY_KNOW = {
+    "": set(),  # what several wings share
+    "generation": {""},
+    "sources": {""},
+    "evaluation": {"", "sources"},
+    "training": {"", "sources", "evaluation"},
+    "comparison": {"", "sources", "evaluation"},
+    "report": {"", "comparison.results"},
+}
+"""Whom the files of a wing may import, beside each other: wings, or single files of them."""
+
+
+def wing_of(module: str) -> str:
+    """Name of the folder that a module lies in; empty for the package itself."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 2 else ""
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of the package, or of the scripts, that a file imports anywhere in it."""
+    modules = {module_name(each) for each in (ROOT / "sae_utils").rglob("*.py")} | {"generate_datasets", "train_sae"}
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names if names <= modules else {node.module}
+    return found & modules
+
+
+def module_name(path: Path) -> str:
+    """As it is imported."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
 def test_imports_go_one_way():
-    """Scripts import the package, the package imports libraries; no cycle among its modules."""
-    uses = {}
+    """From the report down to what all share: whoever reads a wing need not know those above it, nor beside it."""
+    wrong = []
     for path in (ROOT / "sae_utils").rglob("*.py"):
-        text = path.read_text()
-        assert "import generate_datasets" not in text and "import train_sae" not in text
-        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        uses[module] = set(re.findall(r"from (sae_utils[\w.]*) import", text))
-        uses[module] |= {f"{a}.{b}" for a, b in re.findall(r"from (sae_utils[\w.]*) import (\w+)$", text, flags=re.M)}
+        wing = wing_of(module_name(path))
+        allowed = MAY_KNOW[wing] | {wing}
+        for module in imports_of(path):
+            if not {wing_of(module), module.removeprefix("sae_utils.")} & allowed or not module.startswith("sae_utils"):
+                wrong.append(f"{module_name(path)} imports {module}")
+    assert wrong == []
+
+
+def test_no_two_files_import_each_other():
+    uses = {module_name(path): imports_of(path) for path in (ROOT / "sae_utils").rglob("*.py")}
     while leaves := [name for name, used in uses.items() if not used & uses.keys()]:
         for name in leaves:
             del uses[name]

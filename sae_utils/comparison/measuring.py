@@ -25,14 +25,13 @@ from sae_utils.evaluation.contexts import HOW_CHOSEN, choose_latents, find_conte
 from sae_utils.evaluation.random_tokens import RandomFiring, known_ids, measure_random_firing, random_sequences
 from sae_utils.evaluation.reconstruction import measure_reconstruction
 from sae_utils.evaluation.splicing import LOGITS_AT_ONCE, measure_splices
-from sae_utils.memory import USABLE_SHARE, free_bytes, release_memory
+from sae_utils.memory import DENSE_COPIES, LATENT_COPIES, USABLE_SHARE, free_bytes, release_memory, sae_bytes
 from sae_utils.models import LoadedModel, load_causal_lm
 from sae_utils.progress import token_bar
 from sae_utils.records import read_json, write_json
 from sae_utils.sources.catalog import Source, pack_source, source_at
 from sae_utils.sources.packing import Chunks
 from sae_utils.sparse_coders import SparseCoder
-from sae_utils.training.passes import DENSE_COPIES, LATENT_COPIES, sae_bytes
 
 logger = logging.getLogger(__name__)
 

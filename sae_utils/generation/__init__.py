@@ -6,6 +6,7 @@ from. Its files, from the whole to the parts:
 
     job               one data set from start to end
     shards            a data set while it grows, and its last step
+    sample_memory     how many samples fit a device together
     sampling          decoding texts from BOS alone
     nucleus           exact top-p choice from one uniform number
     kv_cache          key-value cache that grows in blocks

@@ -17,19 +17,11 @@ from sae_utils.devices import dtype_name
 from sae_utils.distributed import Workers
 from sae_utils.errors import InputError
 from sae_utils.generation.data_card import write_data_card
-from sae_utils.generation.packed_linear import pack_linears_
 from sae_utils.generation.quality import measure_quality
-from sae_utils.generation.sampling import Pace, Sample, SamplingSettings, pace_of, sample_tokens
+from sae_utils.generation.sample_memory import MAX_ROWS, MemoryEstimate, estimate_memory
+from sae_utils.generation.sampling import Pace, Sample, SamplingSettings, pace_of, prepare_for_sampling_, sample_tokens
 from sae_utils.generation.shards import OTHER_SETTINGS_REMEDY, Goal, GrowingDataset
-from sae_utils.memory import (
-    MAX_ROWS,
-    NOT_HERE,
-    MemoryEstimate,
-    estimate_memory,
-    free_bytes,
-    is_out_of_memory,
-    release_memory,
-)
+from sae_utils.memory import NOT_HERE, free_bytes, is_out_of_memory, release_memory
 from sae_utils.models import (
     LoadedModel,
     check_fits_context,
@@ -180,7 +172,7 @@ def run_job(checked: CheckedJob, workers: Workers, *, quiet: bool = False) -> st
         return outcome
     source = load_causal_lm(job.reference, job.device, job.dtype)
     growing = GrowingDataset(job.folder, _identity(job, source), overwrite=job.overwrite)
-    pack_linears_(source.model)  # from here on it only samples
+    prepare_for_sampling_(source.model)
     with growing if workers.is_main else contextlib.nullcontext():
         sample_until_goal(growing, source, checked, workers, quiet=quiet)
         if not workers.is_main:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from sae_utils.errors import InputError
 from sae_utils.generation.kv_cache import can_go_back, go_back_, make_cache
 from sae_utils.generation.nucleus import choose_among, choose_tokens
-from sae_utils.generation.packed_attention import attention_kernels
+from sae_utils.generation.packed_attention import attention_kernels, use_packed_attention_
+from sae_utils.generation.packed_linear import pack_linears_
 from sae_utils.models import LoadedModel
 from sae_utils.seeding import sample_uniforms
 
@@ -88,6 +90,15 @@ def pace_of(device: torch.device) -> Pace:
         return Pace(look_every=1, n_candidates=None, is_cache_whole=False)
     # One wide nucleus among the rows of a block is enough to decode it again: few candidates cost more than many.
     return Pace(look_every=16, n_candidates=4096, is_cache_whole=True)
+
+
+def prepare_for_sampling_(model: PreTrainedModel) -> None:
+    """Give a model, in place, the attention and the layout of weights that decode fastest.
+
+    What it computes stays the same up to rounding; from here on it only samples.
+    """
+    use_packed_attention_(model)
+    pack_linears_(model)
 
 
 @torch.inference_mode()

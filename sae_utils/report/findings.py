@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from sae_utils.errors import InputError, MissingInputError
-from sae_utils.paths import cell_name
+from sae_utils.paths import METRICS_FILE, cell_name
 from sae_utils.records import read_json
-from sae_utils.training.tracking import METRICS_FILE
 
 MAX_CURVE_POINTS = 300
 """Points kept of a training curve; each is the mean of the steps that it stands for."""

@@ -4,21 +4,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from sae_utils.comparison.results import Results
-from sae_utils.comparison.trained import TrainedSae
 
 _SAE_COLUMNS = ("target", "source", "layer", "seed", "FVU", "FVU w/o 1st", "CE recovered", "dead", "FFR", "path")
 _PAIR_COLUMNS = ("target", "source", "layer", "seeds", "SFR", "floor", "SFR live", "SFR both", "mean cosine")
 _TEXT_COLUMNS = ("target", "source", "path", "seeds")
 
 
-def results_tables(results: Results, saes: Sequence[TrainedSae]) -> str:
+def results_tables(results: Results, keys: Sequence[tuple]) -> str:
     """Two text tables: one line per SAE, measured on its own source's held-out tokens, and one per pair of seeds.
 
     `FVU w/o 1st` leaves out the first position of each sequence; `CE recovered` is the share of the cross-entropy lost
     to zeros that the reconstruction gives back; `dead` is the share of latents that never fire on the held-out tokens;
     `FFR` is the share that fires on random tokens; `SFR` is the share of latents found again in the other seed.
+
+    Args:
+        results: What was measured.
+        keys: Target, source, layer and seed of each SAE to be shown.
     """
-    keys = [sae.key for sae in saes]
     tables = [_table(_SAE_COLUMNS, [_sae_row(results.saes[key]) for key in keys])]
     wanted = {key[:3] for key in keys}
     pairs = [record for key, record in sorted(results.pairs.items()) if key[:3] in wanted]

@@ -17,10 +17,11 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from sae_utils.models import fingerprint_model
+from sae_utils.paths import METRICS_FILE
 from sae_utils.records import git_commit, remove_folder, versions, write_json, write_text
 from sae_utils.sparse_coders import SparseCoder
 from sae_utils.training.cells import Cell
-from sae_utils.training.tracking import METRICS_FILE, RUN_FILE
+from sae_utils.training.tracking import RUN_FILE
 
 SaeKey = tuple[int, int]
 """Layer and seed."""

@@ -9,7 +9,7 @@ from sae_utils.devices import choose_dtype, dtype_name
 from sae_utils.distributed import Workers
 from sae_utils.errors import InputError
 from sae_utils.expansion import check_latents_on_gpu, choose_n_latents
-from sae_utils.memory import NOT_HERE, free_bytes
+from sae_utils.memory import NOT_HERE, free_bytes, sae_bytes
 from sae_utils.models import (
     check_fits_context,
     check_layers,
@@ -24,7 +24,7 @@ from sae_utils.sources.budget import equal_budget
 from sae_utils.sources.catalog import Source, find_corpus, find_source, pack_source
 from sae_utils.sources.corpora import corpus_name
 from sae_utils.training.cells import Cell, Run, Target, TrainingSettings
-from sae_utils.training.passes import estimate_pass_memory, sae_bytes
+from sae_utils.training.passes import estimate_pass_memory
 from sae_utils.training.tracking import choose_wandb_mode
 
 GB = 1e9

@@ -13,6 +13,7 @@ from sae_utils.errors import InputError
 from sae_utils.evaluation.reconstruction import evaluate_reconstruction
 from sae_utils.memory import is_out_of_memory, release_memory
 from sae_utils.models import cut_after_, cut_for_now, find_layers, load_trunk
+from sae_utils.paths import METRICS_FILE
 from sae_utils.records import check_same_settings, read_json, remove_folder, write_json
 from sae_utils.sources.packing import split_chunks
 from sae_utils.sparse_coders import SparseCoderConfig, TrainConfig
@@ -20,7 +21,6 @@ from sae_utils.training.cells import Cell
 from sae_utils.training.finished import make_record, publish, stage_sae
 from sae_utils.training.monitor import TrainingMonitor
 from sae_utils.training.passes import Pass
-from sae_utils.training.tracking import METRICS_FILE
 from sae_utils.training.trainer import STATE_FILE, SaeTrainer
 
 logger = logging.getLogger(__name__)

@@ -9,14 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sae_utils.errors import InputError
-from sae_utils.memory import USABLE_SHARE
-
-LATENT_COPIES = 2
-"""Float32 arrays of `(tokens, n_latents)` side by side in an SAE's forward pass; one of them again in its backward
-pass."""
-
-DENSE_COPIES = 6
-"""Float32 arrays of `(tokens, d_model)`: activations, reconstructions, errors."""
+from sae_utils.memory import DENSE_COPIES, LATENT_COPIES, USABLE_SHARE, sae_bytes
 
 OPTIMIZER_COPIES = {"signum": 1, "adam": 2, "muon": 1}
 """Tensors as large as the weights that an optimizer of sparsify keeps."""
@@ -79,11 +72,6 @@ class PassMemory:
     def fitting(self, free_bytes: int) -> int:
         """SAEs that fit into free memory together; 0 if not even one does."""
         return max(0, (int(free_bytes * USABLE_SHARE) - self.fixed) // self.per_sae)
-
-
-def sae_bytes(d_model: int, n_latents: int) -> int:
-    """Size of one SAE in float32: encoder and decoder, and a bias of each."""
-    return 4 * (2 * d_model * n_latents + n_latents + d_model)
 
 
 def estimate_pass_memory(

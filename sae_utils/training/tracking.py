@@ -7,12 +7,10 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from sae_utils.paths import METRICS_FILE
 from sae_utils.records import read_json, write_json
 
 logger = logging.getLogger(__name__)
-
-METRICS_FILE = "metrics.jsonl"
-"""Training losses beside the state and, at the end, beside the SAEs: one JSON object per step."""
 
 RUN_FILE = "wandb.json"
 """Id, project and team of a cell's W&B run, beside the state and, at the end, beside the SAEs."""

@@ -15,6 +15,8 @@ import generate_datasets
 from sae_utils.errors import InputError
 from sae_utils.generation import job
 from sae_utils.generation.job import fingerprint_dataset, sample_within_memory
+from sae_utils.generation.packed_attention import NAME
+from sae_utils.generation.packed_linear import PackedLinear
 from sae_utils.generation.sampling import SamplingSettings, sample_tokens
 from sae_utils.generation.shards import make_rows
 
@@ -78,6 +80,21 @@ def shapes_seen(monkeypatch) -> list[tuple[list[int], bool]]:
 
     monkeypatch.setattr(job, "sample_tokens", watched)
     return seen
+
+
+def test_models_are_prepared_before_they_sample(tiny, monkeypatch):
+    """Without it a data set takes three times as long, and nothing else would tell."""
+    real, seen = job.sample_tokens, []
+
+    def watched(source, *args, **kwargs):
+        linears = sum(isinstance(module, PackedLinear) for module in source.model.modules())
+        seen.append((source.model.config._attn_implementation, linears))
+        return real(source, *args, **kwargs)
+
+    monkeypatch.setattr(job, "sample_tokens", watched)
+    generate("--n", "3", "--dtype", "bfloat16")
+    ((attention, n_linears),) = seen
+    assert attention == NAME and n_linears > 0
 
 
 @pytest.mark.parametrize("goal", [["--n", "21"], ["--num_tokens", "700"]])

@@ -12,8 +12,15 @@ from sae_utils.errors import InputError
 from sae_utils.generation import kv_cache, sampling
 from sae_utils.generation.nucleus import choose_tokens
 from sae_utils.generation.packed_attention import use_packed_attention_
-from sae_utils.generation.packed_linear import pack_linears_
-from sae_utils.generation.sampling import NLL_UNIT, Batch, Pace, SamplingSettings, pace_of, sample_tokens
+from sae_utils.generation.sampling import (
+    NLL_UNIT,
+    Batch,
+    Pace,
+    SamplingSettings,
+    pace_of,
+    prepare_for_sampling_,
+    sample_tokens,
+)
 from sae_utils.models import LoadedModel, load_causal_lm
 from sae_utils.seeding import sample_uniforms
 
@@ -48,7 +55,7 @@ def test_same_as_running_the_whole_prefix_every_step(kind, request, monkeypatch)
 def test_batch_size_does_not_change_samples(neox, batch_size, dtype):
     """On a CPU, to the last bit; in bfloat16 with packed weights, as the script samples."""
     source, settings = load_causal_lm(str(neox), torch.device("cpu"), dtype), SamplingSettings(seed=5, max_length=24)
-    pack_linears_(source.model)
+    prepare_for_sampling_(source.model)
     together = sample_tokens(source, range(64), settings)
     pieces = [
         row

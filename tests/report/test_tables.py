@@ -1,7 +1,6 @@
 from pathlib import Path
 
-from sae_utils.comparison.results import Results
-from sae_utils.comparison.trained import TrainedSae
+from sae_utils.comparison.results import Results, sae_key
 from sae_utils.report.tables import results_tables, wandb_summary
 
 
@@ -39,8 +38,8 @@ def results_of(saes: list[dict], pairs: list[dict]) -> Results:
     return results
 
 
-def trained(record: dict) -> TrainedSae:
-    return TrainedSae(Path(record["path"]), {}, record, "")
+def keys(records: list[dict]) -> list[tuple]:
+    return [sae_key(each) for each in records]
 
 
 def test_tables_by_hand():
@@ -48,7 +47,7 @@ def test_tables_by_hand():
     undefined = {"fvu": None, "ce_recovered": None, "dead_share": 1.0}
     saes = [sae_record("tiny", 7, 0), sae_record("tiny", 7, 1), sae_record("other", 15, 0, **undefined)]
     pairs = [pair_record("tiny", 7, sfr_live=None)]
-    assert results_tables(results_of(saes, pairs), [trained(each) for each in saes]).splitlines() == [
+    assert results_tables(results_of(saes, pairs), keys(saes)).splitlines() == [
         "target  source  layer  seed        FVU  FVU w/o 1st  CE recovered    dead    FFR  path",
         "------  ------  -----  ----  ---------  -----------  ------------  ------  -----  "
         "--------------------------------------------",
@@ -69,7 +68,7 @@ def test_tables_show_the_saes_of_the_run_and_the_pairs_among_their_layers():
     saes = [sae_record(source, layer, seed) for source in ("tiny", "other") for layer in (7, 15) for seed in (0, 1)]
     pairs = [pair_record(source, layer) for source in ("tiny", "other") for layer in (15, 7)]
     shown = [each for each in saes if each["source"] == "tiny"]
-    lines = results_tables(results_of(saes, pairs), [trained(each) for each in shown]).splitlines()
+    lines = results_tables(results_of(saes, pairs), keys(shown)).splitlines()
     assert [line.split()[:4] for line in lines[2:6]] == [
         ["tiny", "tiny", str(i), str(s)] for i in (7, 15) for s in (0, 1)
     ]
@@ -78,7 +77,7 @@ def test_tables_show_the_saes_of_the_run_and_the_pairs_among_their_layers():
 
 def test_one_seed_has_no_table_of_pairs():
     saes = [sae_record("tiny", 7, 0)]
-    assert "SFR" not in results_tables(results_of(saes, []), [trained(each) for each in saes])
+    assert "SFR" not in results_tables(results_of(saes, []), keys(saes))
 
 
 def test_summary_for_wandb_by_hand():

@@ -1,7 +1,8 @@
 import pytest
 
 from sae_utils.errors import InputError
-from sae_utils.training.passes import Pass, PassMemory, estimate_pass_memory, plan_passes, sae_bytes
+from sae_utils.memory import sae_bytes
+from sae_utils.training.passes import Pass, PassMemory, estimate_pass_memory, plan_passes
 
 
 def planned(n_fit: int, **changes) -> list[tuple]:
