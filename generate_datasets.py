@@ -1,24 +1,24 @@
-"""Sample text from language models, from their beginning-of-sequence token alone, to train SAEs on what they say.
+"""Sample text from language models, from their beginning-of-sequence token alone.
 
-    python generate_datasets.py --models EleutherAI/pythia-1.4b --num_tokens 100000000
-    python generate_datasets.py --models PATH_OR_HUB_ID --num_tokens 2000 --max_length 128 --device cpu   # a first try
+    python generate_datasets.py --num_tokens 100000000 --seed 4  # pythia-1.4b
+    python generate_datasets.py --models FOLDER --n 20 --max_length 128  # a try
+    python generate_datasets.py --models ID1 ID2 --dry_run  # what would be done
 
-Writes one Hugging Face data set per model, with generation.json (settings, versions, counts) and a data card in it.
-A run that was stopped goes on where it was when the same command is given again.
+Writes one Hugging Face data set per model, to train SAEs on what it says. The
+same command again goes on where a run was stopped, or extends a data set when
+more is asked for. docs/options.md has every flag at length.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from sae_utils.errors import InputError
+from sae_utils.command_line import add_running_flags, make_parser, run_script
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The documented command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = make_parser(__doc__)
     what = parser.add_argument_group("what to sample from")
     what.add_argument(
         "--models",
@@ -42,43 +42,23 @@ def build_parser() -> argparse.ArgumentParser:
         help="exact tokens per data set, BOS and EOS counted, the last sample cut; replaces --n",
     )
     amount.add_argument("--max_length", type=int, default=1024, help="longest sample in tokens, BOS included")
-    running = parser.add_argument_group("running")
-    running.add_argument("--batch_size", type=int, default=None, help="samples decoded together; not given, what fits")
-    running.add_argument(
+    output = parser.add_argument_group("batches and output")
+    output.add_argument("--batch_size", type=int, default=None, help="samples decoded together; not given, what fits")
+    output.add_argument(
         "--fixed_batches",
         action="store_true",
         help="keep every batch in one shape and sample i in row i mod --batch_size: on a GPU, the same ids whatever "
         "--n is, for passes on samples that have ended",
     )
-    running.add_argument("--output_dir", type=Path, default=Path("datasets"), help="folder of the data sets")
-    running.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:N; auto is a GPU if there is one that PyTorch can use"
-    )
-    running.add_argument(
-        "--dtype",
-        default="auto",
-        help="float32, bfloat16, float16; auto is bfloat16 on a GPU that has it, else float32",
-    )
-    running.add_argument(
-        "--overwrite", action="store_true", help="throw away what stands there instead of continuing or extending it"
-    )
-    running.add_argument(
-        "--dry_run", action="store_true", help="print what would be done and stop; --device cuda needs no GPU"
-    )
-    running.add_argument("--quiet", action="store_true", help="no progress bars, no status lines")
+    output.add_argument("--output_dir", type=Path, default=Path("datasets"), help="folder of the data sets")
+    add_running_flags(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, check, then sample one data set per model."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    try:
-        generate(args)
-    except InputError as err:
-        parser.exit(2, f"{parser.prog}: error: {err}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, "stopped; finished samples are kept, the same command goes on from there\n")
+    stopped = "stopped; finished samples are kept, the same command goes on from there"
+    run_script(build_parser(), generate, argv, when_stopped=stopped)
 
 
 def generate(args: argparse.Namespace) -> None:

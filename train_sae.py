@@ -1,10 +1,14 @@
-"""Train sparse autoencoders on target models over the data sets of source models, and measure what came out.
+r"""Train sparse autoencoders on target models over source data sets, and compare.
 
-    python train_sae.py --target_models pythia-1.4b pythia-2.8b --source_models pythia-1.4b --dataset_seed 42
-    python train_sae.py --org_name FOLDER --target_models NAME --source_models NAME --device cpu   # a first try
+    python train_sae.py --source_models pythia-1.4b  # pythia-1.4b and 2.8b
+    python train_sae.py --org_name FOLDER --target_models NAME \
+        --source_models NAME --num_latents 2048 --ctx_len 256  # a first try
+    python train_sae.py --eval_only  # measure and compare what is there
 
-Needs the data sets of generate_datasets.py. Leaves one folder per target, source and seed, which sparsify's
-SparseCoder.load_many reads. A run that was stopped goes on where it was when the same command is given again.
+Needs the data sets of generate_datasets.py. Leaves one folder per target,
+source and seed, which sparsify's SparseCoder.load_many reads, and the results
+with a page. The same command again goes on where a run was stopped; --dry_run
+says what it would do. docs/options.md has every flag at length.
 """
 
 import argparse
@@ -14,19 +18,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_utils.errors import InputError
+from sae_utils.command_line import add_running_flags, make_parser, run_script
 
 if TYPE_CHECKING:  # their import takes seconds, which --help does not need
     import torch
 
+    from sae_utils.comparison.results import Results
     from sae_utils.comparison.trained import TrainedSae
+    from sae_utils.training.grid import GridChoice
+    from sae_utils.training.machines import Machines
+    from sae_utils.training.settings import TrainingSettings
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The documented command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = make_parser(__doc__)
     models = parser.add_argument_group("models")
     models.add_argument(
         "--org_name",
@@ -137,40 +143,17 @@ def build_parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto is online when logged in, offline when not",
     )
-    running = parser.add_argument_group("running")
-    running.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:N; auto is a GPU if there is one that PyTorch can use"
-    )
-    running.add_argument(
-        "--dtype",
-        default="auto",
-        help="format of the target's weights: float32, bfloat16, float16; auto is bfloat16 on a GPU that has it, else "
-        "float32",
-    )
-    running.add_argument(
-        "--overwrite", action="store_true", help="throw away what stands there instead of continuing it"
-    )
-    running.add_argument(
-        "--dry_run", action="store_true", help="print what would be done and stop; --device cuda needs no GPU"
-    )
-    running.add_argument("--quiet", action="store_true", help="no progress bars, no status lines")
+    add_running_flags(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, check, then train and measure the whole grid."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    try:
-        train(args)
-    except InputError as err:
-        parser.exit(2, f"{parser.prog}: error: {err}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, "stopped; the same command goes on from the last checkpoint\n")
+    run_script(build_parser(), start, argv, when_stopped="stopped; the same command goes on from the last checkpoint")
 
 
-def train(args: argparse.Namespace) -> None:
-    """Train every SAE asked for, compare them, and show the results.
+def start(args: argparse.Namespace) -> None:
+    """Find the device and the other processes, then do what is asked for.
 
     Raises:
         InputError: If a setting or an input has to be changed.
@@ -178,81 +161,160 @@ def train(args: argparse.Namespace) -> None:
     from sae_utils.dependencies import check_compiler, check_sparsify
 
     check_sparsify()
-    from sae_utils.devices import choose_device, is_here
+    from sae_utils.devices import choose_device, choose_dtype, is_here
     from sae_utils.distributed import find_launch, join_workers, leave_workers
     from sae_utils.progress import script_output
 
-    if args.random_tokens < 1 or args.batch_size < 1:
-        found = f"{args.random_tokens} and {args.batch_size}"
-        raise InputError(f"--random_tokens and --batch_size must be at least 1, got {found}")
     with script_output(quiet=args.quiet or not find_launch().is_main):
         device = choose_device(args.device, is_plan=args.dry_run)
         on_gpu = device.type == "cuda" and is_here(device)
         if on_gpu:
             check_compiler()
         workers = join_workers(on_gpus=on_gpu)
-        # Only now: these import sparsify, which asks PyTorch for GPUs, and PyTorch prints once why it sees none.
-        from sae_utils.comparison.trained import find_all_trained, find_trained
-        from sae_utils.training.grid import describe_grid, plan_grid
-        from sae_utils.training.loop import train_cells
-        from sae_utils.training.tracking import choose_wandb_mode
+        # Only now: what follows imports sparsify, which asks PyTorch for GPUs, and PyTorch says only once why it sees
+        # none.
+        from sae_utils.training.machines import find_machines
 
-        if args.eval_only:
-            saes = find_all_trained(args.checkpoint_dir)
-            plan = f"{len(saes)} finished SAEs in {args.checkpoint_dir}"
-            wandb_mode = choose_wandb_mode(args.wandb_mode)
-        else:
-            # 1. Find models and data sets, pack the tokens, and give every cell of the grid the same budget.
-            cells = plan_grid(args, workers, device)
-            plan = describe_grid(cells)
-            wandb_mode = cells[0].run.wandb["mode"]
-        if workers.is_main:
-            print(plan, flush=True)
-
-        if not args.dry_run:
-            # 2. Train each cell: layers and seeds in one pass of the target model.
-            if not args.eval_only:
-                saes = find_trained(train_cells(cells))
-
-            # 3. Compare: on every source, on random tokens, across seeds.  4. Show and keep the results.
-            if workers.is_main and not args.train_only:
-                compare_and_report(args, saes, wandb_mode, device)
-            workers.wait()
+        machines = find_machines(device, workers, distribute_modules=args.distribute_modules)
+        train(args, machines, choose_dtype(args.dtype, device))
+        workers.wait()
     leave_workers()
 
 
-def compare_and_report(
-    args: argparse.Namespace, saes: Sequence["TrainedSae"], wandb_mode: str, device: "torch.device"
+def train(args: argparse.Namespace, machines: "Machines", dtype: "torch.dtype") -> None:
+    """Plan, train, measure, match, report.
+
+    Args:
+        args: What is asked for.
+        machines: Where to compute.
+        dtype: Number format of the targets.
+
+    Raises:
+        InputError: If a setting or an input has to be changed.
+    """
+    from sae_utils.comparison.features import describe_features
+    from sae_utils.comparison.groups import ComparisonSettings, group_saes
+    from sae_utils.comparison.measuring import measure
+    from sae_utils.comparison.pairs import match_seeds
+    from sae_utils.comparison.trained import find_all_trained, find_trained
+    from sae_utils.training.folders import Checkpoints
+    from sae_utils.training.grid import describe_grid, plan_grid
+    from sae_utils.training.loop import train_grid
+    from sae_utils.training.tracking import Tracking, choose_wandb_mode
+
+    is_main = machines.workers.is_main
+    choice, settings = grid_choice(args), training_settings(args)
+    checkpoints = Checkpoints(args.checkpoint_dir, args.save_every, args.overwrite)
+    comparison = ComparisonSettings(
+        args.datasets_dir, machines.device, args.batch_size, args.random_tokens, quiet=args.quiet
+    )
+
+    # 1. Plan: find models and data sets, pack the tokens, and give every cell of the grid the same budget.
+    if args.eval_only:
+        saes = find_all_trained(args.checkpoint_dir)
+        plan = f"{len(saes)} finished SAEs in {args.checkpoint_dir}"
+    else:
+        machines.check_shares(settings.batch_size, settings.layers)
+        cells = plan_grid(choice, settings, dtype, machines.device, machines.workers)
+        plan = describe_grid(cells, choice.seeds, machines)
+    tracking = Tracking(machines.workers.agree(choose_wandb_mode(args.wandb_mode)), args.project_name, args.entity)
+    if is_main:
+        print(plan, flush=True)
+    if args.dry_run:
+        return
+
+    # 2. Train each cell: layers and seeds in one pass of the target model.
+    if not args.eval_only:
+        saes = find_trained(train_grid(cells, choice.seeds, machines, checkpoints, tracking, quiet=args.quiet))
+    if args.train_only or not is_main:
+        return
+
+    # 3. Measure every SAE on every source and on random tokens.
+    groups = group_saes(saes, comparison)
+    results = measure(groups, args.results_dir)
+
+    # 4. Match every two SAEs that differ in the seed alone.
+    match_seeds(groups, results)
+
+    # 5. Report: what latents fire on, figures, a page, tables, W&B.
+    describe_features(groups, results)
+    report(results, saes, tracking.mode, exports_to=args.checkpoint_dir if args.export else None)
+
+
+def grid_choice(args: argparse.Namespace) -> "GridChoice":
+    """What the flags say of targets, sources, seeds, latents and tokens."""
+    from sae_utils.expansion import DictionarySize
+    from sae_utils.models import full_name
+    from sae_utils.sources.budget import TokenLimits
+    from sae_utils.sources.catalog import SourceChoice
+    from sae_utils.training.grid import GridChoice
+
+    def named(models: Sequence[str]) -> tuple[str, ...]:
+        return tuple(full_name(model, org_name=args.org_name) for model in models)
+
+    return GridChoice(
+        targets=named(args.target_models),
+        sources=SourceChoice(
+            args.datasets_dir,
+            models=named(args.source_models),
+            seed=args.dataset_seed,
+            temperature=args.dataset_temperature,
+            top_p=args.dataset_top_p,
+            corpora=tuple(args.text_datasets),
+        ),
+        n_seeds=args.num_seeds,
+        size=DictionarySize(args.expansion_factor, args.num_latents),
+        limits=TokenLimits(args.max_tokens, args.eval_tokens),
+    )
+
+
+def training_settings(args: argparse.Namespace) -> "TrainingSettings":
+    """What the flags say of training itself."""
+    from sae_utils.training.settings import TrainingSettings
+
+    return TrainingSettings(
+        layers=tuple(sorted(args.layers)),
+        k=args.k,
+        batch_size=args.batch_size,
+        grad_acc_steps=args.grad_acc_steps,
+        micro_acc_steps=args.micro_acc_steps,
+        lr=args.lr,
+        optimizer=args.optimizer,
+        ctx_len=args.ctx_len,
+        shuffle_seed=args.shuffle_seed,
+    )
+
+
+def report(
+    results: "Results", saes: Sequence["TrainedSae"], wandb_mode: str, *, exports_to: Path | None = None
 ) -> None:
-    """Measure finished SAEs, and put the results on the terminal, on a page, and into W&B."""
-    from sae_utils.comparison.measuring import ComparisonSettings, compare
+    """Put the results on the terminal, on a page, and into W&B, and the SAEs into other tools' formats.
+
+    Args:
+        results: What was measured.
+        saes: The SAEs that this run is about.
+        wandb_mode: How W&B runs are continued.
+        exports_to: Folder to write SAEs in SAELens' format into, if they are wanted.
+    """
     from sae_utils.comparison.saelens_export import export_saelens
     from sae_utils.report.figures import write_figures
     from sae_utils.report.page import write_report
     from sae_utils.report.tables import results_tables, wandb_summary
     from sae_utils.training.tracking import add_to_summary
 
-    settings = ComparisonSettings(
-        datasets_dir=args.datasets_dir,
-        device=device,
-        batch_size=args.batch_size,
-        n_random_tokens=args.random_tokens,
-        quiet=args.quiet,
-    )
-    results = compare(saes, args.results_dir, settings)
-    if args.export:
-        export_saelens(saes, args.checkpoint_dir)
+    if exports_to is not None:
+        export_saelens(saes, exports_to)
     folders = {sae.key[:2]: sae.folder.parent for sae in saes}
     for target, source in sorted(results.changed):
         add_to_summary(folders[target, source], wandb_mode, wandb_summary(results, target, source))
-    figures = write_figures(args.results_dir)
-    page = write_report(args.results_dir)
+    figures = write_figures(results.folder)
+    page = write_report(results.folder)
     print(results_tables(results, [sae.key for sae in saes]))
     print(f"\n{page}: the comparison, with a browser of the features")
     print(f"{results.folder / 'metrics.json'}, {results.folder / 'metrics.csv'}: all numbers")
     print(f"{figures[0].parent}: the figures, as PNG and SVG")
-    if args.export:
-        print(f"{args.checkpoint_dir / 'saelens'}: the SAEs in SAELens' format")
+    if exports_to is not None:
+        print(f"{exports_to / 'saelens'}: the SAEs in SAELens' format")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ Each of them knows only this folder and what stands above it in this list, and n
 none of the others, and none knows generation. Here lies what several of them share:
 
     errors          the exception that reaches users as one line
-    paths           names of folders
+    command_line    flags of both scripts, how help looks, how a script ends
+    paths           names of folders and files
     records         JSON records, written whole; versions; comparison of settings
     distributed     several processes started by torchrun
     devices         --device and --dtype

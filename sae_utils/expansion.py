@@ -1,5 +1,7 @@
 """How many latents an SAE gets: the same dictionary size for every model unless told otherwise."""
 
+from dataclasses import dataclass
+
 from sae_utils.errors import InputError
 
 EXPANSION_FACTORS = {"pythia-1.4b": 20, "pythia-2.8b": 16}
@@ -11,36 +13,43 @@ GPU_STEP = 8
 """Latents that sparsify's kernels on a GPU take at a time: any number that is not a multiple is an assertion there."""
 
 
-def choose_n_latents(model: str, d_model: int, *, expansion_factor: int | None, num_latents: int | None) -> int:
-    """Number of latents for SAEs on this model.
+@dataclass(frozen=True)
+class DictionarySize:
+    """How many latents SAEs get: by a factor or by number; the same for all models if nothing is given."""
 
-    Args:
-        model: Short name of the target model.
-        d_model: Width of its residual stream.
-        expansion_factor: Value of --expansion_factor, if given.
-        num_latents: Value of --num_latents, if given.
+    expansion_factor: int | None = None
+    """Value of --expansion_factor, if given."""
 
-    Returns:
-        `num_latents`, else `expansion_factor * d_model`, else the table's factor times `d_model`, else 40,960.
+    num_latents: int | None = None
+    """Value of --num_latents, if given."""
 
-    Raises:
-        InputError: If both are given.
+    def __post_init__(self) -> None:
+        for flag in ("expansion_factor", "num_latents"):
+            if (value := getattr(self, flag)) is not None and value < 1:
+                raise InputError(f"--{flag} must be at least 1, got {value}")
+        if self.expansion_factor is not None and self.num_latents is not None:
+            raise InputError(
+                f"--expansion_factor and --num_latents both set the dictionary size, got {self.expansion_factor} and "
+                f"{self.num_latents}; give one of them"
+            )
 
-    >>> choose_n_latents("pythia-1.4b", 2048, expansion_factor=None, num_latents=None)
-    40960
-    >>> choose_n_latents("pythia-2.8b", 2560, expansion_factor=None, num_latents=None)
-    40960
-    """
-    if expansion_factor is not None and num_latents is not None:
-        raise InputError(
-            f"--expansion_factor and --num_latents both set the dictionary size, got {expansion_factor} and "
-            f"{num_latents}; give one of them"
-        )
-    if num_latents is not None:
-        return num_latents
-    if expansion_factor is None:
-        expansion_factor = EXPANSION_FACTORS.get(model)
-    return DEFAULT_N_LATENTS if expansion_factor is None else expansion_factor * d_model
+    def n_latents(self, model: str, d_model: int) -> int:
+        """Number of latents for SAEs on a model.
+
+        Args:
+            model: Short name of the target model.
+            d_model: Width of its residual stream.
+
+        Returns:
+            `num_latents`, else `expansion_factor * d_model`, else the table's factor times `d_model`, else 40,960.
+
+        >>> DictionarySize().n_latents("pythia-1.4b", 2048), DictionarySize().n_latents("pythia-2.8b", 2560)
+        (40960, 40960)
+        """
+        if self.num_latents is not None:
+            return self.num_latents
+        factor = self.expansion_factor if self.expansion_factor is not None else EXPANSION_FACTORS.get(model)
+        return DEFAULT_N_LATENTS if factor is None else factor * d_model
 
 
 def check_latents_on_gpu(n_latents: int, reference: str) -> None:

@@ -1,8 +1,10 @@
 """Small random models and tokenizers, made here, so that every test runs offline on a CPU in seconds."""
 
+import contextlib
 import itertools
 import os
 import re
+import shutil
 import signal
 import sys
 from collections import Counter
@@ -252,3 +254,29 @@ def tiny(tmp_path, neox) -> Path:
     """A model folder `tiny` in the working folder."""
     Path("tiny").symlink_to(neox)
     return Path("tiny")
+
+
+@pytest.fixture(scope="session")
+def trained_grid(tmp_path_factory, neox, llama) -> Path:
+    """Models, data sets, SAEs and results, made once; only copies of them are changed."""
+    from grid_files import COMPARE, SOURCES
+    from test_cli import TRAIN
+
+    import generate_datasets
+    import train_sae
+
+    folder = tmp_path_factory.mktemp("grid")
+    with contextlib.chdir(folder):
+        shutil.copytree(neox, "tiny")
+        shutil.copytree(llama, "other")
+        generate = "--models ./tiny ./other --num_tokens 2500 --max_length 40 --quiet"
+        generate_datasets.main(generate.split())
+        train_sae.main([*TRAIN, *COMPARE, "--source_models", *SOURCES, "--num_seeds", "3"])
+    return folder
+
+
+@pytest.fixture
+def grid(trained_grid, tmp_path) -> Path:
+    """A copy of them in the working folder."""
+    shutil.copytree(trained_grid, tmp_path, dirs_exist_ok=True)
+    return tmp_path

@@ -89,3 +89,9 @@ def test_no_two_files_import_each_other():
         for name in leaves:
             del uses[name]
     assert not uses, f"modules import each other in a circle: {uses}"
+
+
+def test_flags_stop_at_the_scripts():
+    """A function that takes all flags can use any of them, and nobody sees which; a wing gets settings."""
+    takers = [path.name for path in (ROOT / "sae_utils").rglob("*.py") if "argparse" in path.read_text()]
+    assert takers == ["command_line.py"]

@@ -5,8 +5,11 @@ latent, to which every run adds what is not known yet. Its files in the order of
 
     trained         finished SAEs, found and loaded
     results         metrics.json, metrics.csv and arrays
-    measuring       from finished SAEs to the results
-    stability       agreement of SAEs from different seeds
+    groups          SAEs that are measured together, as many at a time as memory allows
+    measuring       every SAE on every source and on random tokens
+    pairs           every two seeds, matched
+    stability       agreement of two SAEs
     matching        exact one-to-one matching of directions
+    features        what the feature browser shows of each SAE
     saelens_export  SAEs in SAELens' format
 """

@@ -13,6 +13,22 @@ MAX_AUTOMATIC_EVAL_TOKENS = 131_072
 
 
 @dataclass(frozen=True)
+class TokenLimits:
+    """How many tokens are asked for, of every source alike."""
+
+    max_tokens: int | None = None
+    """Most training tokens; None for all that the smallest source has."""
+
+    eval_tokens: int | None = None
+    """Tokens to hold out; None for 5 % of the smallest source, at most 131,072."""
+
+    def __post_init__(self) -> None:
+        for flag in ("max_tokens", "eval_tokens"):
+            if (value := getattr(self, flag)) is not None and value < 1:
+                raise InputError(f"--{flag} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True)
 class Budget:
     """How many packed sequences every cell trains on and holds out; the same for all, so that cells compare."""
 
@@ -37,12 +53,7 @@ class Budget:
 
 
 def equal_budget(
-    chunk_counts: Sequence[int],
-    *,
-    ctx_len: int,
-    chunks_per_step: int,
-    max_tokens: int | None,
-    eval_tokens: int | None,
+    chunk_counts: Sequence[int], *, ctx_len: int, chunks_per_step: int, limits: TokenLimits = TokenLimits()
 ) -> Budget:
     """Split every source into training and held-out sequences, equally for all.
 
@@ -50,9 +61,7 @@ def equal_budget(
         chunk_counts: Sequences in each source, at least one source.
         ctx_len: Tokens per sequence.
         chunks_per_step: Sequences per optimizer step; training uses whole steps.
-        max_tokens: Most training tokens; None for all that the smallest source has.
-        eval_tokens: Tokens to hold out, rounded down to whole sequences, at least one; None for 5 % of the smallest
-            source, at most 131,072.
+        limits: Tokens to train on at most, and to hold out, rounded down to whole sequences, at least one.
 
     Returns:
         The budget: training sequences are what the smallest source has left, cut to `max_tokens` and to whole steps.
@@ -60,10 +69,10 @@ def equal_budget(
     Raises:
         InputError: If not one optimizer step is left.
 
-    >>> equal_budget([195, 400], ctx_len=256, chunks_per_step=2, max_tokens=None, eval_tokens=None)
+    >>> equal_budget([195, 400], ctx_len=256, chunks_per_step=2)
     Budget(n_train_chunks=186, n_eval_chunks=9, ctx_len=256)
     """
-    smallest = min(chunk_counts)
+    smallest, max_tokens, eval_tokens = min(chunk_counts), limits.max_tokens, limits.eval_tokens
     if eval_tokens is None:
         eval_tokens = min(int(EVAL_SHARE * smallest * ctx_len), MAX_AUTOMATIC_EVAL_TOKENS)
     n_eval = max(1, eval_tokens // ctx_len)

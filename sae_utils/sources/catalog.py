@@ -1,6 +1,7 @@
 """Sources of training: data sets found on disk, checked, and turned into packed sequences for a target model."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_utils.errors import InputError, MissingInputError
 from sae_utils.models import fingerprint_tokenizer
-from sae_utils.paths import DatasetKey, find_datasets
+from sae_utils.paths import DatasetKey, find_datasets, short_name
 from sae_utils.records import read_json
 from sae_utils.sources.corpora import TEXT_COLUMN, corpus_name, fingerprint_texts, load_texts, tokenize_texts
 from sae_utils.sources.packing import Chunks, open_chunks, pack_tokens, sampled_ids
@@ -54,6 +55,60 @@ class Source:
     def label(self) -> str:
         """Name of its folder, file or hub id, with what tells it from others of the same name."""
         return Path(self.reference).name
+
+
+@dataclass(frozen=True)
+class SourceChoice:
+    """Which sources are asked for."""
+
+    datasets_dir: Path
+    """Folder of the generated data sets, where packed sequences are kept as well."""
+
+    models: tuple[str, ...] = ()
+    """Hub ids or folders of the models whose generated data sets are taken."""
+
+    seed: int = 4
+    """Seed that these were generated with."""
+
+    temperature: float = 1.0
+    """Temperature that they were generated with."""
+
+    top_p: float = 0.9
+    """Nucleus mass that they were generated with."""
+
+    corpora: tuple[str, ...] = ()
+    """Files, folders or hub ids of text corpora."""
+
+    def __post_init__(self) -> None:
+        names = [short_name(model) for model in self.models] + [corpus_name(each) for each in self.corpora]
+        check_distinct(names, "--source_models and --text_datasets")
+        if not names:
+            raise InputError("nothing to train on: --source_models is empty and no --text_datasets are given")
+
+
+def check_distinct(names: Sequence[str], flag: str) -> None:
+    """Refuse two models or corpora whose results would share one folder.
+
+    Raises:
+        InputError: If a name is there twice.
+    """
+    if len(set(names)) != len(names):
+        raise InputError(f"{flag} must have different short names, got {' '.join(names)}; results would share a folder")
+
+
+def find_sources(choice: SourceChoice) -> list[Source]:
+    """The generated data sets of the source models, and the text corpora.
+
+    Raises:
+        InputError: If one is missing or cannot be read.
+    """
+    generated = [
+        find_source(
+            choice.datasets_dir, DatasetKey(short_name(model), choice.seed, choice.temperature, choice.top_p), model
+        )
+        for model in choice.models
+    ]
+    return generated + [find_corpus(choice.datasets_dir, each) for each in choice.corpora]
 
 
 def find_source(datasets_dir: Path, key: DatasetKey, model: str) -> Source:

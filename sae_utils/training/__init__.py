@@ -4,13 +4,16 @@ In: target models, packed sources, and the settings that decide the weights. Out
 seed, which appears when it is complete; until then, a folder of resumable state. Its files, from the whole to the
 parts:
 
-    grid        from flags to cells
-    cells       one cell of the grid and its settings
+    settings    what, beside target, source and seed, decides the weights
+    cells       one cell of the grid
+    grid        from what is asked for to the cells
     passes      which SAEs are trained together, by memory
+    machines    devices and processes, and how they share the work
+    folders     where SAEs are kept, in the making and finished
     loop        the grid, cell by cell
     trainer     sparsify's trainer with exact resumption
     adapters    what sparsify's trainer is handed in place of its own parts
     monitor     what is shown and recorded while training
     tracking    W&B and metrics.jsonl
-    finished    folders and records of finished SAEs
+    finished    records of finished SAEs, and the step that publishes them
 """

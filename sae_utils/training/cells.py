@@ -1,66 +1,18 @@
 """One cell of the target x source grid: what is trained on what, and everything that decides its weights."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from sae_utils.devices import dtype_name
-from sae_utils.distributed import Workers
-from sae_utils.errors import InputError
-from sae_utils.paths import UNFINISHED_SUFFIX, cell_name, seed_dir, short_name
+from sae_utils.paths import cell_name, short_name
 from sae_utils.sources.budget import Budget
 from sae_utils.sources.catalog import Source
-from sae_utils.sources.packing import Chunks
-from sae_utils.training.passes import Pass, PassMemory, plan_passes
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """What, beside target, source and seed, decides the weights of an SAE."""
-
-    layers: tuple[int, ...]
-    """Decoder layers whose outputs are encoded, ascending."""
-
-    k: int = 32
-    """Latents that may be active on a token."""
-
-    batch_size: int = 2
-    """Sequences per batch."""
-
-    grad_acc_steps: int = 1
-    """Batches per optimizer step."""
-
-    micro_acc_steps: int = 1
-    """Parts a batch's activations are cut into for the SAEs, to save memory."""
-
-    lr: float | None = None
-    """Learning rate; None for sparsify's, which depends on the optimizer and the number of latents."""
-
-    optimizer: str = "signum"
-    """sparsify's optimizer: signum, adam or muon."""
-
-    ctx_len: int = 2048
-    """Tokens per sequence."""
-
-    shuffle_seed: int = 42
-    """Order of the training sequences."""
-
-    def __post_init__(self) -> None:
-        for flag in ("k", "batch_size", "grad_acc_steps", "micro_acc_steps"):
-            if getattr(self, flag) < 1:
-                raise InputError(f"--{flag} must be at least 1, got {getattr(self, flag)}")
-        if self.ctx_len < 2:
-            raise InputError(f"--ctx_len must be at least 2 tokens, got {self.ctx_len}")
-        if not self.layers or len(set(self.layers)) != len(self.layers):
-            raise InputError(f"--layers must name at least one layer, each once, got {list(self.layers)}")
-        if self.lr is not None and not self.lr > 0:
-            raise InputError(f"--lr must be > 0, got {self.lr}")
-        if self.shuffle_seed < 0:
-            raise InputError(f"--shuffle_seed must be >= 0, got {self.shuffle_seed}")
+from sae_utils.sources.packing import Chunks, split_chunks
+from sae_utils.training.passes import PassMemory, estimate_pass_memory
+from sae_utils.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -69,6 +21,9 @@ class Target:
 
     reference: str
     """Hub id or folder."""
+
+    dtype: torch.dtype
+    """Number format of its weights; SAEs are float32."""
 
     tokenizer: PreTrainedTokenizerBase
     """Its tokenizer."""
@@ -79,8 +34,8 @@ class Target:
     n_latents: int
     """Latents of each SAE."""
 
-    memory: PassMemory
-    """What training takes."""
+    trunk_bytes: int
+    """Its weights up to the last layer that is encoded."""
 
     @property
     def name(self) -> str:
@@ -89,52 +44,8 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Run:
-    """What all cells of a run share."""
-
-    settings: TrainingSettings
-    """What decides the weights."""
-
-    budget: Budget
-    """Sequences to train on and to hold out."""
-
-    n_seeds: int
-    """SAEs per layer, from seeds 0 .. n_seeds - 1."""
-
-    save_every: int
-    """Optimizer steps between resumable checkpoints."""
-
-    checkpoint_dir: Path
-    """Folder of the SAEs."""
-
-    device: torch.device
-    """Where to compute."""
-
-    free_bytes: int | None
-    """Memory that the device had left when the run was planned; None for a GPU that is not here."""
-
-    dtype: torch.dtype
-    """Number format of the target model; SAEs are float32."""
-
-    workers: Workers
-    """The processes that train together."""
-
-    distribute_modules: bool
-    """Whether each process trains some of the layers, instead of all on a part of each batch."""
-
-    overwrite: bool
-    """Throw away what stands there."""
-
-    wandb: dict[str, Any]
-    """`mode`, `project` and `entity` of the W&B runs."""
-
-    quiet: bool = False
-    """No bars, no status lines."""
-
-
-@dataclass(frozen=True)
 class Cell:
-    """One target trained on one source."""
+    """One target trained on one source: all that decides the weights of its SAEs, but their seeds."""
 
     target: Target
     """The model whose activations are encoded."""
@@ -145,29 +56,37 @@ class Cell:
     chunks: Chunks
     """All packed sequences of the source, in the target's ids."""
 
-    run: Run
-    """What is shared."""
+    settings: TrainingSettings
+    """How SAEs are trained."""
+
+    budget: Budget
+    """Sequences to train on and to hold out."""
 
     @property
     def name(self) -> str:
         """Name of the cell's files."""
         return cell_name(self.target.name, self.source.name)
 
-    @property
-    def work_dir(self) -> Path:
-        """Folder of the resumable state; it is gone when the cell is finished."""
-        return self.run.checkpoint_dir / (self.name + UNFINISHED_SUFFIX)
+    def split(self) -> tuple[Chunks, Chunks]:
+        """Training sequences in the order of training, held-out sequences in the source's order."""
+        return split_chunks(
+            self.chunks,
+            n_train=self.budget.n_train_chunks,
+            n_eval=self.budget.n_eval_chunks,
+            shuffle_seed=self.settings.shuffle_seed,
+        )
 
-    def seed_dir(self, seed: int) -> Path:
-        """Folder of the finished SAEs of a seed."""
-        return seed_dir(self.run.checkpoint_dir, self.target.name, self.source.name, seed)
-
-    def plan_passes(self, seeds: Sequence[int]) -> list[Pass]:
-        """How the SAEs of these seeds are trained, given the memory there is; in one pass if that is not known."""
-        run = self.run
-        layers, n_together = run.settings.layers, run.workers.n if run.distribute_modules else 1
-        n_fit = len(layers) * len(seeds) if run.free_bytes is None else self.target.memory.fitting(run.free_bytes)
-        return plan_passes(layers, seeds, n_fit, n_layers_together=n_together)
+    def memory(self, *, is_replicated: bool) -> PassMemory:
+        """What training takes, in each of several processes that hold the same SAEs if it `is_replicated`."""
+        return estimate_pass_memory(
+            model_bytes=self.target.trunk_bytes,
+            d_model=self.target.d_model,
+            n_latents=self.target.n_latents,
+            k=self.settings.k,
+            optimizer=self.settings.optimizer,
+            tokens_per_micro_batch=self.settings.tokens_per_micro_batch,
+            is_replicated=is_replicated,
+        )
 
     def identity(self) -> dict[str, Any]:
         """Everything, beside the seed, that decides the weights; compared before anything is continued."""
@@ -175,10 +94,10 @@ class Cell:
             "target": self.target.name,
             "source": self.source.label,
             "source_fingerprint": self.source.fingerprint,
-            **asdict(self.run.settings),
-            "layers": list(self.run.settings.layers),
+            **asdict(self.settings),
+            "layers": list(self.settings.layers),
             "num_latents": self.target.n_latents,
-            "dtype": dtype_name(self.run.dtype),
-            "n_train_tokens": self.run.budget.n_train_tokens,
-            "n_eval_tokens": self.run.budget.n_eval_tokens,
+            "dtype": dtype_name(self.target.dtype),
+            "n_train_tokens": self.budget.n_train_tokens,
+            "n_eval_tokens": self.budget.n_eval_tokens,
         }

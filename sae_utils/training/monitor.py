@@ -9,8 +9,6 @@ from typing import Any
 from tqdm import tqdm
 
 from sae_utils.progress import token_bar
-from sae_utils.records import versions
-from sae_utils.training.cells import Cell
 from sae_utils.training.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -25,33 +23,22 @@ SUMMARY_NAMES = ("fvu", "fvu_without_first_position", "dead_share", "l0")
 class TrainingMonitor:
     """Takes in a cell's losses step by step, pass after pass. Use as a context manager around all of them."""
 
-    def __init__(self, cell: Cell, seeds: Sequence[int]) -> None:
+    def __init__(self, name: str, tracker: Tracker, *, n_tokens: int, quiet: bool = False) -> None:
         """Prepare for a cell.
 
         Args:
-            cell: What is trained.
-            seeds: Its seeds.
+            name: What is trained.
+            tracker: The cell's W&B run; closed at the end.
+            n_tokens: Tokens that every SAE is trained on.
+            quiet: No bars.
         """
-        self.cell = cell
-        self.seeds = list(seeds)
+        self.name = name
+        self.tracker = tracker
+        self.n_tokens = n_tokens
+        self.quiet = quiet
         self.bar: tqdm | None = None
 
     def __enter__(self) -> "TrainingMonitor":
-        """Start the W&B run."""
-        cell, run = self.cell, self.cell.run
-        self.tracker = Tracker(
-            folder=cell.work_dir,
-            **run.wandb,
-            group=cell.target.name,
-            name=cell.name,
-            tags=[f"target:{cell.target.name}"[:64], f"source:{cell.source.name}"[:64], f"k:{run.settings.k}"],
-            config={
-                **cell.identity(),
-                "seeds": self.seeds,
-                "source_reference": cell.source.reference,
-                "versions": versions(),
-            },
-        )
         return self
 
     def begin_pass(self, name: str, folder: Path, labels: Mapping[str, str], *, from_tokens: int) -> None:
@@ -63,12 +50,11 @@ class TrainingMonitor:
             labels: What to call each of the trainer's SAEs.
             from_tokens: Tokens that an interrupted run was already trained on.
         """
-        run = self.cell.run
         self.labels = labels
         self.last_status_sec = time.monotonic()
         self.tracker.write_to(folder, from_tokens)
         self.end_pass()
-        self.bar = token_bar(name, total=run.budget.n_train_tokens, initial=from_tokens, quiet=run.quiet)
+        self.bar = token_bar(name, total=self.n_tokens, initial=from_tokens, quiet=self.quiet)
 
     def end_pass(self) -> None:
         """Close the bar of a pass."""
@@ -92,7 +78,7 @@ class TrainingMonitor:
         if time.monotonic() - self.last_status_sec > STATUS_INTERVAL_SEC:
             self.last_status_sec = time.monotonic()
             per_sae = ", ".join(f"{self.labels[name]} {each['fvu']:.4f}" for name, each in report.items())
-            logger.info("%s at %s tokens | fvu %s", self.cell.name, f"{n_tokens:,}", per_sae)
+            logger.info("%s at %s tokens | fvu %s", self.name, f"{n_tokens:,}", per_sae)
 
     def summarise(self, records: Sequence[dict[str, Any]]) -> None:
         """Put the measurements on held-out tokens into the W&B run's summary."""

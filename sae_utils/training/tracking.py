@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,20 @@ RUN_FILE = "wandb.json"
 """Id, project and team of a cell's W&B run, beside the state and, at the end, beside the SAEs."""
 
 WANDB_MODES = ("auto", "online", "offline", "disabled")
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where W&B runs go."""
+
+    mode: str
+    """online, offline or disabled."""
+
+    project: str
+    """W&B project."""
+
+    entity: str | None
+    """W&B team; None for the account's own."""
 
 
 def choose_wandb_mode(mode: str) -> str:

@@ -1,59 +1,39 @@
 """SAEs of one target on two sources, one of another tokenizer, 2 layers and 3 seeds: what is measured, and when."""
 
-import contextlib
 import itertools
 import json
-import math
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import load, run_killed
-from safetensors.torch import load_file, save_file
+from grid_files import (
+    COMPARE,
+    DETAILS,
+    EVAL_ONLY,
+    LAYERS,
+    SEEDS,
+    SOURCES,
+    arrays,
+    change_weights,
+    compare_all,
+    everything,
+    features,
+    held_out_tokens,
+    metrics,
+    sae_of,
+    sae_record,
+)
 from test_cli import TRAIN, refused
 from test_results import numbers_in, rows_of
 
-import generate_datasets
 import train_sae
-from sae_utils.comparison import measuring
-from sae_utils.comparison.measuring import ComparisonSettings, Group, best_matches, compare
-from sae_utils.comparison.results import read_arrays
-from sae_utils.comparison.stability import compare_dictionaries, directions, untrained_floor
-from sae_utils.comparison.trained import find_all_trained
-from sae_utils.evaluation.activations import layer_outputs
+from sae_utils.comparison import features as feature_step
+from sae_utils.comparison import groups, measuring, pairs
 from sae_utils.evaluation.random_tokens import known_ids, measure_random_firing, random_sequences
 from sae_utils.evaluation.reconstruction import measure_reconstruction
 from sae_utils.evaluation.splicing import measure_splices
-from sae_utils.sources.packing import Chunks, open_chunks
-from sae_utils.sparse_coders import SparseCoder
-
-COMPARE = ["--random_tokens", "2000", "--quiet", "--wandb_mode", "disabled"]
-EVAL_ONLY = ["--eval_only", *COMPARE]
-SOURCES, LAYERS, SEEDS = ("other", "tiny"), (0, 1), (0, 1, 2)
-METRICS, DETAILS = Path("results/metrics.json"), Path("results/details")
-
-
-@pytest.fixture(scope="module")
-def trained_grid(tmp_path_factory, neox, llama) -> Path:
-    """Models, data sets, SAEs and results, made once; only copies of them are changed."""
-    folder = tmp_path_factory.mktemp("grid")
-    with contextlib.chdir(folder):
-        shutil.copytree(neox, "tiny")
-        shutil.copytree(llama, "other")
-        generate = "--models ./tiny ./other --num_tokens 2500 --max_length 40 --quiet"
-        generate_datasets.main(generate.split())
-        train_sae.main([*TRAIN, *COMPARE, "--source_models", *SOURCES, "--num_seeds", "3"])
-    return folder
-
-
-@pytest.fixture
-def grid(trained_grid, tmp_path) -> Path:
-    """A copy of them in the working folder."""
-    shutil.copytree(trained_grid, tmp_path, dirs_exist_ok=True)
-    return tmp_path
 
 
 @pytest.fixture
@@ -61,72 +41,20 @@ def calls(monkeypatch) -> list[tuple]:
     """What is measured from here on: the step and the keys of its SAEs."""
     made = []
 
-    def count(step: str, keys_of) -> None:
-        call = getattr(measuring, step)
+    def count(module, step: str, keys_of) -> None:
+        call = getattr(module, step)
 
         def counted(*args, **options):
             made.append((step, *keys_of(args)))
             return call(*args, **options)
 
-        monkeypatch.setattr(measuring, step, counted)
+        monkeypatch.setattr(module, step, counted)
 
-    for step in ("measure_reconstruction", "measure_splices", "measure_random_firing", "find_contexts"):
-        count(step, lambda args: sorted(args[1]))
-    count("compare_dictionaries", lambda args: ())
+    for step in ("measure_reconstruction", "measure_splices", "measure_random_firing"):
+        count(measuring, step, lambda args: sorted(args[1]))
+    count(feature_step, "find_contexts", lambda args: sorted(args[1]))
+    count(pairs, "compare_dictionaries", lambda args: ())
     return made
-
-
-def metrics() -> dict:
-    return json.loads(METRICS.read_text())
-
-
-def features(source: str, layer: int) -> dict:
-    return json.loads((DETAILS / f"tiny_from_{source}_layers.{layer}.features.json").read_text())
-
-
-def arrays(source: str, layer: int) -> dict[str, np.ndarray]:
-    return read_arrays(DETAILS / f"tiny_from_{source}_layers.{layer}.npz")
-
-
-def everything() -> dict:
-    """All that the comparison wrote: files as bytes, arrays as lists, as an archive has the time in it."""
-    files = {path.name: path.read_bytes() for path in sorted(DETAILS.glob("*.json"))}
-    numbers = {path.name: {name: a.tolist() for name, a in read_arrays(path).items()} for path in DETAILS.glob("*.npz")}
-    return files | numbers | {name: Path("results", name).read_bytes() for name in ("metrics.json", "metrics.csv")}
-
-
-def sae_record(source: str, layer: int, seed: int) -> dict:
-    (record,) = [
-        each for each in metrics()["saes"] if (each["source"], each["layer"], each["seed"]) == (source, layer, seed)
-    ]
-    return record
-
-
-def held_out_tokens(source: str) -> Chunks:
-    """The last sequences of a source, as many as the runs say, found without the code that is tested."""
-    run = json.loads(Path("checkpoints/tiny_from_tiny_seed_0/run.json").read_text())
-    (packed,) = Path("datasets/.packed").glob(f"{source}_*_32.npy")
-    return Chunks(open_chunks(packed).tokens[-run["n_eval_tokens"] // 32 :])
-
-
-def sae_of(source: str, layer: int, seed: int) -> SparseCoder:
-    return SparseCoder.load_from_disk(f"checkpoints/tiny_from_{source}_seed_{seed}/layers.{layer}")
-
-
-def change_weights(source: str, layer: int, seed: int) -> None:
-    """As if the SAE had been trained again."""
-    path = f"checkpoints/tiny_from_{source}_seed_{seed}/layers.{layer}/sae.safetensors"
-    save_file({name: tensor + 0.01 * torch.sin(tensor * 9) for name, tensor in load_file(path).items()}, path)
-
-
-def settings(n_random_tokens: int = 2000) -> ComparisonSettings:
-    return ComparisonSettings(Path("datasets"), torch.device("cpu"), n_random_tokens=n_random_tokens, quiet=True)
-
-
-def compare_all(*, seeds: Sequence[int] = SEEDS, sources: Sequence[str] = SOURCES, n_random_tokens: int = 2000) -> None:
-    """The comparison alone, without figures and page, of what a run of these sources and seeds has trained."""
-    saes = [sae for sae in find_all_trained(Path("checkpoints")) if sae.seed in seeds and sae.key[1] in sources]
-    compare(saes, Path("results"), settings(n_random_tokens))
 
 
 # what is measured
@@ -183,25 +111,6 @@ def test_numbers_of_an_sae_are_those_of_the_single_functions(grid, source, layer
     assert record["random_tokens"] == firing.record()
     assert np.array_equal(stored[f"random_rate_{seed}"], firing.random_rate.astype(np.float32))
     assert np.array_equal(stored[f"is_fake_{seed}"], firing.is_fake)
-
-
-@pytest.mark.parametrize(("source", "layer", "seeds"), [("tiny", 0, (0, 2)), ("other", 1, (1, 2))])
-def test_numbers_of_a_pair_are_those_of_the_single_functions(grid, source, layer, seeds):
-    a, b = (sae_of(source, layer, seed) for seed in seeds)
-    (found,) = [
-        each
-        for each in metrics()["pairs"]
-        if (each["source"], each["layer"], each["seed"], each["seed_b"]) == (source, layer, *seeds)
-    ]
-    stored = arrays(source, layer)
-    live_a, live_b = (stored[f"firing_rate_{seed}"] > 0 for seed in seeds)
-    floor = untrained_floor(16, a.cfg, seeds)
-    expected = compare_dictionaries(directions(a), directions(b), floor, live_a=live_a, live_b=live_b)
-    assert {name: found[name] for name in expected.record} == expected.record
-    pair = f"{seeds[0]}_{seeds[1]}"
-    assert np.array_equal(stored[f"partner_{pair}"], expected.partner)
-    assert np.array_equal(stored[f"cosine_{pair}"], expected.cosine)
-    assert np.array_equal(stored[f"floor_cosine_{pair}"], floor.cosine)
 
 
 def test_all_details_are_documented_arrays_of_one_value_per_latent(grid):
@@ -298,18 +207,6 @@ def test_retrained_weights_are_measured_anew_and_no_others(grid, calls):
     assert everything() == incremental
 
 
-def test_a_pair_with_weights_that_are_gone_is_dropped(grid):
-    """Only one of its seeds is in the run that meets the new weights."""
-    change_weights("tiny", 0, 0)
-    compare_all(seeds=[0])
-    pairs = [(each["source"], each["layer"], each["seed"], each["seed_b"]) for each in metrics()["pairs"]]
-    assert len(pairs) == 10
-    assert ("tiny", 0, 0, 1) not in pairs and ("tiny", 0, 0, 2) not in pairs
-    shown = features("tiny", 0)["seeds"]
-    assert list(shown) == ["0"]
-    assert {each["partner"] for each in shown["0"]} == {None}, "a match of weights that are gone"
-
-
 def test_a_run_of_fewer_seeds_keeps_what_is_shown_of_the_others(grid, calls):
     before = everything()
     compare_all(seeds=[0], sources=["tiny"])
@@ -335,44 +232,11 @@ def test_lost_arrays_are_measured_again(grid):
 # refusals
 
 
-def test_changed_data_are_refused(grid, capsys):
-    """Held-out tokens of other data may be in what was trained on."""
-    generate_datasets.main(["--models", "./tiny", "--num_tokens", "3000", "--max_length", "40", "--quiet"])
-    capsys.readouterr()
-    error = refused(capsys, train_sae.main, EVAL_ONLY)
-    assert "tiny_from_tiny_seed_0/layers.0 was trained on datasets/tiny_42_1.0_0.9 with the fingerprint" in error
-    assert "bring the data back, or train again with --overwrite" in error
-
-
-def test_lost_data_are_refused(grid, capsys):
-    shutil.rmtree("datasets/tiny_42_1.0_0.9")
-    error = refused(capsys, train_sae.main, EVAL_ONLY)
-    assert "the data set datasets/tiny_42_1.0_0.9 is gone" in error
-
-
 @pytest.mark.parametrize("make", [lambda folder: None, Path.mkdir])
 def test_eval_only_without_saes_is_refused(tmp_path, capsys, make):
     make(Path("nothing"))
     error = refused(capsys, train_sae.main, [*EVAL_ONLY, "--checkpoint_dir", "nothing"])
     assert "nothing holds no finished SAEs; train some first, without --eval_only" in error
-
-
-def test_two_data_sets_of_one_name_are_refused(grid, capsys):
-    """Their columns in the matrix of sources would be one."""
-    folder, moved = Path("datasets/tiny_42_1.0_0.9"), Path("datasets/tiny_43_1.0_0.9")
-    generate_datasets.main(
-        ["--models", "./tiny", "--seed", "43", "--num_tokens", "2500", "--max_length", "40", "--quiet"]
-    )
-    path = Path("checkpoints/tiny_from_tiny_seed_1/run.json")
-    run = json.loads(path.read_text())
-    run |= {
-        "dataset": str(moved),
-        "dataset_fingerprint": json.loads((moved / "generation.json").read_text())["fingerprint"],
-    }
-    path.write_text(json.dumps(run))
-    capsys.readouterr()
-    error = refused(capsys, train_sae.main, EVAL_ONLY)
-    assert f"{folder} and {moved} are both called tiny" in error
 
 
 # interruptions and memory
@@ -393,126 +257,8 @@ def test_saes_held_a_few_at_a_time_give_the_same_numbers(grid, monkeypatch, call
     """A small device must cost time only."""
     before = everything()
     shutil.rmtree("results")
-    monkeypatch.setattr(measuring.Group, "batch_bytes", lambda group, saes, target: 0)
-    monkeypatch.setattr(measuring, "free_bytes", lambda device: 16_000)  # two of 6,400 bytes fit 85 % of it
+    monkeypatch.setattr(groups.Group, "batch_bytes", lambda group, saes, target: 0)
+    monkeypatch.setattr(groups, "free_bytes", lambda device: 16_000)  # two of 6,400 bytes fit 85 % of it
     compare_all()
     assert {len(keys) for step, *keys in calls if keys} == {1, 2}
     assert everything() == before
-
-
-def test_saes_that_were_measured_leave_memory_before_the_next_come(grid, monkeypatch):
-    """Or a device that holds n of them would have to hold 2 n."""
-    monkeypatch.setattr(measuring, "free_bytes", lambda device: 0)
-    saes = find_all_trained(Path("checkpoints"))
-    group, parts = Group(saes, {}, settings()), []
-    for hooked in group.in_memory(saes, group.load_target()):
-        assert [len(part) for part in parts] == [0] * len(parts)
-        assert len(hooked) == 1
-        parts.append(hooked)
-    assert len(parts) == 12
-
-
-def test_room_is_left_for_what_a_batch_needs(grid, monkeypatch):
-    """Filled with SAEs alone, a device has no place for the logits of a large vocabulary."""
-    saes = find_all_trained(Path("checkpoints"))
-    group = Group(saes, {}, settings())
-    target = group.load_target()
-    n_tokens, vocab = 2 * 32, len(target.tokenizer)
-    logits, pieces = 2 * 4 * n_tokens * vocab, 5 * 4 * n_tokens * vocab
-    outputs, latents = (2 * 4 + 6 * 8) * n_tokens * 16, 2 * 4 * n_tokens * 48
-    assert group.batch_bytes(saes, target) == logits + pieces + outputs + latents
-    needed = group.batch_bytes(saes, target) + 3 * 6_400  # for three SAEs
-    for n_bytes, n_together in ((needed - 1, 2), (needed, 3)):
-        monkeypatch.setattr(measuring, "free_bytes", lambda device, n_bytes=n_bytes: math.ceil(n_bytes / 0.85))
-        assert len(next(group.in_memory(saes, target))) == n_together
-
-
-def test_a_source_shorter_than_what_is_held_out_is_used_whole(grid, caplog):
-    """No sequence may be counted twice, and the number of tokens says how many there were."""
-    saes = [sae for sae in find_all_trained(Path("checkpoints")) if sae.seed == 0]
-    for sae in saes:
-        sae.run["settings"]["n_eval_tokens"] = 10**6
-    results = compare(saes, Path("others"), settings())
-    for record in results.saes.values():
-        for each in record["evaluations"]:
-            (packed,) = Path("datasets/.packed").glob(f"{each['eval_source']}_*_32.npy")
-            assert each["n_tokens"] == open_chunks(packed).tokens.size
-    assert "has fewer tokens than were held out of others" in caplog.text
-
-
-# features
-
-
-def test_contexts_have_the_activations_that_the_sae_gives(grid):
-    """Each context is found among the held-out sequences, and encoded again from there."""
-    target = load(Path("tiny"))
-    names = [target.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in range(len(target.tokenizer))]
-    for source, layer in itertools.product(SOURCES, LAYERS):
-        tokens = held_out_tokens(source)
-        texts = [[names[i] for i in row] for row in tokens.tokens.tolist()]
-        outputs = layer_outputs(target.model, [f"layers.{layer}"], torch.from_numpy(tokens.tokens.astype(np.int64)))
-        for seed, latents in features(source, layer)["seeds"].items():
-            sae = sae_of(source, layer, int(seed))
-            with torch.no_grad():
-                top = sae.encode(outputs[f"layers.{layer}"].flatten(0, 1))
-            dense = torch.zeros(len(top.top_acts), 48).scatter(1, top.top_indices, top.top_acts).view(-1, 32, 48)
-            for each in latents:
-                expected = dense[:, :, each["latent"]]
-                peaks = expected.max(dim=1).values.sort(descending=True).values
-                n_expected = min(6, int((peaks > 0).sum()))
-                assert len(each["contexts"]) == n_expected
-                for context, peak in zip(each["contexts"], peaks, strict=False):
-                    row = expected[texts.index(context["tokens"])]
-                    assert context["activations"] == pytest.approx(row.tolist(), rel=1e-3, abs=1e-6)
-                    assert context["peak"] == int(row.argmax())
-                    assert context["activations"][context["peak"]] == pytest.approx(float(peak), rel=1e-3)
-
-
-def test_features_repeat_the_arrays(grid):
-    for source, layer in itertools.product(SOURCES, LAYERS):
-        stored, shown = arrays(source, layer), features(source, layer)
-        assert (shown["n_latents"], list(shown["seeds"])) == (48, ["0", "1", "2"])
-        for seed, latents in shown["seeds"].items():
-            assert len(latents) == int(((stored[f"firing_rate_{seed}"] > 0) | stored[f"is_fake_{seed}"]).sum())
-            for each in latents:
-                for name in ("firing_rate", "max_activation", "random_rate", "is_fake"):
-                    assert each[name] == stored[f"{name}_{seed}"][each["latent"]]
-
-
-def test_with_two_seeds_the_partner_of_a_partner_is_oneself(grid):
-    for source, layer in itertools.product(SOURCES, LAYERS):
-        stored = arrays(source, layer)
-        pair = {name: array for name, array in stored.items() if name in ("partner_0_1", "cosine_0_1")}
-        first, second = best_matches(0, [0, 1], pair), best_matches(1, [0, 1], pair)
-        assert sorted(first["partner"]) == list(range(48))
-        assert second["partner"][first["partner"]].tolist() == list(range(48))
-        assert np.array_equal(second["cosine"][first["partner"]], first["cosine"])
-        assert (set(first["partner_seed"]), set(second["partner_seed"])) == ({1}, {0})
-
-
-def test_best_match_is_the_highest_cosine_over_all_other_seeds(grid):
-    """Cosines computed again from the weights; the matching read entry by entry, from either side."""
-    for source, layer in itertools.product(SOURCES, LAYERS):
-        stored = arrays(source, layer)
-        decoders = {seed: torch.nn.functional.normalize(sae_of(source, layer, seed).W_dec.data) for seed in SEEDS}
-        for seed in SEEDS:
-            found = best_matches(seed, list(SEEDS), stored)
-            for latent in range(48):
-                candidates = []
-                for other in set(SEEDS) - {seed}:
-                    a, b = sorted((seed, other))
-                    partner = stored[f"partner_{a}_{b}"].tolist()
-                    match = partner[latent] if seed == a else partner.index(latent)
-                    candidates.append((float(decoders[seed][latent] @ decoders[other][match]), match, other))
-                best = max(candidates)
-                assert found["cosine"][latent] == pytest.approx(best[0], abs=1e-6)
-                if not math.isclose(candidates[0][0], candidates[1][0], abs_tol=1e-6):
-                    assert (found["partner"][latent], found["partner_seed"][latent]) == best[1:]
-            (example, *_) = features(source, layer)["seeds"][str(seed)]
-            assert example["best_cosine"] == found["cosine"][example["latent"]]
-            assert example["partner"] == found["partner"][example["latent"]]
-            assert example["partner_seed"] == found["partner_seed"][example["latent"]]
-
-
-def test_best_match_of_a_single_seed_is_none(grid):
-    assert best_matches(0, [0], arrays("tiny", 0)) is None

@@ -1,12 +1,12 @@
 import pytest
 
 from sae_utils.errors import InputError
-from sae_utils.sources.budget import equal_budget
+from sae_utils.sources.budget import TokenLimits, equal_budget
 
 
 def budget(counts, **changes):
-    settings = {"ctx_len": 100, "chunks_per_step": 4, "max_tokens": None, "eval_tokens": None}
-    return equal_budget(counts, **(settings | changes))
+    chunks_per_step = changes.pop("chunks_per_step", 4)
+    return equal_budget(counts, ctx_len=100, chunks_per_step=chunks_per_step, limits=TokenLimits(**changes))
 
 
 def test_every_cell_gets_what_the_smallest_source_has():

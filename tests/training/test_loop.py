@@ -15,8 +15,17 @@ from safetensors.torch import load_file
 from test_cli import ROOT, TRAIN, all_bytes, compared, generate, refused, train
 
 import train_sae
+from sae_utils.distributed import Workers
+from sae_utils.errors import InputError
+from sae_utils.records import write_json
 from sae_utils.sparse_coders import SparseCoder
-from sae_utils.training import grid, loop
+from sae_utils.training import loop, machines
+from sae_utils.training.cells import Cell
+from sae_utils.training.folders import CellFolders
+from sae_utils.training.grid import plan_grid
+from sae_utils.training.loop import seeds_to_train, sparsify_config, write_plan
+from sae_utils.training.passes import Pass
+from sae_utils.training.settings import TrainingSettings
 from sae_utils.training.trainer import SaeTrainer
 
 FOLDERS = ["tiny_from_tiny_seed_0", "tiny_from_tiny_seed_1"]
@@ -33,15 +42,17 @@ def test_several_passes_train_what_one_does(tiny, monkeypatch, capsys, n_passes)
     """A small device must cost time only."""
     generate("--num_tokens", "2000")
     train()
-    memory = grid.plan_grid(parsed(), grid.Workers(), torch.device("cpu"))[0].target.memory
-    monkeypatch.setattr(grid, "free_bytes", lambda device: int(memory.of(4 // n_passes) / 0.85) + 1)
+    memory = planned()[0].memory(is_replicated=False)
+    monkeypatch.setattr(machines, "free_bytes", lambda device: int(memory.of(4 // n_passes) / 0.85) + 1)
     train("--checkpoint_dir", "divided")
     assert f"{n_passes} passes (layers 0, seeds 0" in capsys.readouterr().out
     assert_same_folders("checkpoints", "divided")
 
 
-def parsed(*flags: str):
-    return train_sae.build_parser().parse_args([*TRAIN, *flags])
+def planned(*flags: str) -> list[Cell]:
+    args = train_sae.build_parser().parse_args([*TRAIN, *flags])
+    choice, settings = train_sae.grid_choice(args), train_sae.training_settings(args)
+    return plan_grid(choice, settings, torch.float32, torch.device("cpu"), Workers())
 
 
 def test_out_of_memory_divides_the_pass_and_goes_on(tiny, monkeypatch, capsys):
@@ -97,8 +108,8 @@ def test_out_of_memory_keeps_a_checkpoint(tiny, monkeypatch, capsys):
 def test_nothing_of_a_pass_is_kept_for_the_next(tiny, monkeypatch, optimizer):
     """Four cells kept four cells' SAEs, gradients and optimizers on the device, which was planned for one."""
     generate("--num_tokens", "2000")
-    memory = grid.plan_grid(parsed(), grid.Workers(), torch.device("cpu"))[0].target.memory
-    monkeypatch.setattr(grid, "free_bytes", lambda device: int(memory.of(1) / 0.85) + 1)
+    memory = planned()[0].memory(is_replicated=False)
+    monkeypatch.setattr(machines, "free_bytes", lambda device: int(memory.of(1) / 0.85) + 1)
     fit, held, n_alive = SaeTrainer.fit, [], []
 
     def watched(trainer):
@@ -145,7 +156,7 @@ def test_corpora_are_sources_like_any_other(tiny):
     runs = [json.loads(path.read_text()) for path in sorted(Path("checkpoints").glob("*/run.json"))]
     assert [run["dataset"] for run in runs] == ["facts.jsonl", "prose.txt", "datasets/tiny_42_1.0_0.9"]
     assert len({(run["n_train_tokens"], run["n_eval_tokens"]) for run in runs}) == 1
-    cells = grid.plan_grid(parsed("--text_datasets", "prose.txt", "facts.jsonl"), grid.Workers(), torch.device("cpu"))
+    cells = planned("--text_datasets", "prose.txt", "facts.jsonl")
     assert len({len(cell.chunks) for cell in cells}) == 3, "sources of one size test nothing"
 
 
@@ -279,3 +290,49 @@ def refused_by_one(argv: list[str]) -> str:
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(with_data):
     assert "must be a multiple of their number, got 3 for 2 processes" in torchrun("--batch_size", "3", fails=True)
+
+
+# what is left to do
+
+
+CELL = CellFolders(Path("checkpoints"), "tiny", "prose")
+IDENTITY = {"k": 4, "lr": None}
+
+
+def write_finished(seed: int, **changes) -> None:
+    CELL.seed_dir(seed).mkdir(parents=True)
+    write_json(CELL.seed_dir(seed) / "run.json", {"settings": IDENTITY | changes})
+
+
+def test_seeds_without_a_finished_folder_are_left_to_do():
+    write_finished(1)
+    assert seeds_to_train(CELL, IDENTITY, range(3)) == [0, 2]
+
+
+def test_seeds_that_were_begun_together_go_on_together():
+    """They share a pass, whose state is one file."""
+    write_plan(CELL.settings_path, IDENTITY, [0, 1], [Pass((7,), (0, 1))])
+    assert seeds_to_train(CELL, IDENTITY, range(1)) == [0, 1]
+    with pytest.raises(InputError, match=r"begun with seeds \[0, 1\] and seeds \[0, 1, 2\] are asked for; finish it"):
+        seeds_to_train(CELL, IDENTITY, range(3))
+
+
+def test_other_settings_on_disk_are_refused():
+    write_plan(CELL.settings_path, IDENTITY, [0], [Pass((7,), (0,))])
+    with pytest.raises(InputError, match=r"prose.unfinished was made with other settings: k was 4 and is now 5"):
+        seeds_to_train(CELL, IDENTITY | {"k": 5}, range(1))
+    write_finished(0, k=6)
+    with pytest.raises(InputError, match=r"prose_seed_0 was made with other settings: k was 6 and is now 4"):
+        seeds_to_train(CELL, IDENTITY, range(1))
+
+
+def test_a_folder_that_is_not_ours_is_refused():
+    CELL.seed_dir(0).mkdir(parents=True)
+    with pytest.raises(InputError, match=r"exists and has no run.json; move it away or give --overwrite"):
+        seeds_to_train(CELL, IDENTITY, range(1))
+
+
+def test_number_of_latents_is_never_left_to_a_factor():
+    """Other readers take it literally from cfg.json, where sparsify would leave 0."""
+    config = sparsify_config(TrainingSettings((0,), k=4), 16, 40, hookpoints=["layers.0"], seeds=[0])
+    assert (config.sae.num_latents, config.sae.expansion_factor, config.sae.k) == (40, 2, 4)

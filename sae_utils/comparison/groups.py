@@ -1,0 +1,187 @@
+"""SAEs that are measured together: those of one target on the same sequences, as many at a time as memory allows."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from sae_utils.comparison.trained import TrainedSae
+from sae_utils.devices import DTYPES
+from sae_utils.errors import InputError
+from sae_utils.evaluation.splicing import LOGITS_AT_ONCE
+from sae_utils.memory import DENSE_COPIES, LATENT_COPIES, USABLE_SHARE, free_bytes, release_memory, sae_bytes
+from sae_utils.models import LoadedModel, load_causal_lm
+from sae_utils.progress import token_bar
+from sae_utils.sources.catalog import Source, pack_source, source_at
+from sae_utils.sources.packing import Chunks
+from sae_utils.sparse_coders import SparseCoder
+
+logger = logging.getLogger(__name__)
+
+LOGIT_SETS = 2
+"""Logits of a batch, `(tokens, vocab)`, side by side: of the untouched model, and with a layer's output replaced."""
+
+PIECE_COPIES = 5
+"""Float32 arrays side by side while pieces of them are compared: log-probabilities of both, and steps to their KL."""
+
+
+@dataclass(frozen=True)
+class ComparisonSettings:
+    """How SAEs are compared."""
+
+    datasets_dir: Path
+    """Folder of the generated data sets, where packed sequences are kept."""
+
+    device: torch.device
+    """Where to compute."""
+
+    batch_size: int = 2
+    """Sequences per forward pass."""
+
+    n_random_tokens: int = 1_000_000
+    """Random tokens on which fake features are counted."""
+
+    quiet: bool = False
+    """No bars."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"--batch_size must be at least 1, got {self.batch_size}")
+        if self.n_random_tokens < 1:
+            raise InputError(f"--random_tokens must be at least 1, got {self.n_random_tokens}")
+
+
+class TargetLoader:
+    """Target models, loaded when a step first needs one. One is kept, so that the next step finds it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._loaded: tuple[tuple[str, str], LoadedModel] | None = None
+
+    def load(self, reference: str, dtype: str) -> LoadedModel:
+        """A whole model by its hub id or folder, in this number format."""
+        if self._loaded is None or self._loaded[0] != (reference, dtype):
+            self._loaded = None
+            release_memory(self.device)  # of the one before
+            self._loaded = (reference, dtype), load_causal_lm(reference, self.device, DTYPES[dtype])
+        return self._loaded[1]
+
+
+@dataclass(frozen=True)
+class Group:
+    """SAEs of one target that are measured on the same sequences."""
+
+    saes: list[TrainedSae]
+    """The SAEs."""
+
+    sources: dict[str, Source]
+    """Every source that an SAE of the run was trained on, by name."""
+
+    settings: ComparisonSettings
+    """How."""
+
+    targets: "TargetLoader"
+    """Where the target comes from."""
+
+    @property
+    def name(self) -> str:
+        """Short name of the target."""
+        return self.saes[0].record["target"]
+
+    def load_target(self) -> LoadedModel:
+        """The whole target model; loaded again only if that of another group was, since."""
+        reference, dtype, _, _ = self.saes[0].eval_shape
+        return self.targets.load(reference, dtype)
+
+    def held_out(self, source: Source, target: LoadedModel) -> Chunks:
+        """The last sequences of a source, which no SAE of the group was trained on."""
+        _, _, ctx_len, n_tokens = self.saes[0].eval_shape
+        chunks = pack_source(source, target.tokenizer, ctx_len, self.settings.datasets_dir)
+        start = len(chunks) - n_tokens // ctx_len
+        if start < 0:
+            logger.warning(
+                "%s has fewer tokens than were held out of others (%s); all it has are measured on",
+                source.name,
+                f"{n_tokens:,}",
+            )
+        return chunks.select(range(max(0, start), len(chunks)))
+
+    def in_memory(
+        self, saes: Sequence[TrainedSae], target: LoadedModel
+    ) -> Iterator[dict[tuple, tuple[str, SparseCoder]]]:
+        """These SAEs with the layers they read, as many at a time as fit the device beside what is there already."""
+        release_memory(self.settings.device)  # what was measured before is not counted as free otherwise
+        sizes = [sae_bytes(sae.record["d_model"], sae.record["n_latents"]) for sae in saes]
+        room = int(free_bytes(self.settings.device) * USABLE_SHARE) - self.batch_bytes(saes, target)
+        n_fit = max(1, room // max(sizes))
+        for part in _batched(saes, n_fit):
+            hooked = {sae.key: (sae.hookpoint, sae.load(self.settings.device)) for sae in part}
+            yield hooked
+            hooked.clear()  # the caller still has a name for it while the next ones are loaded
+
+    def batch_bytes(self, saes: Sequence[TrainedSae], target: LoadedModel) -> int:
+        """Memory that measuring these SAEs takes beside them, whatever their number, for one batch.
+
+        Two sets of logits and the pieces of them that become log-probabilities; the layers' outputs, also in float64;
+        and all latents of every token, for one SAE at a time.
+        """
+        n_tokens = self.settings.batch_size * saes[0].eval_shape[2]
+        vocab, d_model = target.model.get_output_embeddings().weight.shape
+        n_layers = len({sae.layer for sae in saes})
+        n_latents = max(sae.record["n_latents"] for sae in saes)
+        logits = LOGIT_SETS * n_tokens * vocab * target.model.dtype.itemsize
+        pieces = PIECE_COPIES * 4 * min(LOGITS_AT_ONCE, n_tokens * vocab)
+        outputs = (n_layers * target.model.dtype.itemsize + DENSE_COPIES * 8) * n_tokens * d_model
+        return logits + pieces + outputs + LATENT_COPIES * 4 * n_tokens * n_latents
+
+    def bar(self, what: str, n_tokens: int) -> tqdm:
+        """A progress bar for a step."""
+        return token_bar(f"{self.name} {what}", total=n_tokens, quiet=self.settings.quiet)
+
+
+def group_saes(saes: Sequence[TrainedSae], settings: ComparisonSettings) -> list[Group]:
+    """SAEs put together by target, its number format, and the sequences that they are measured on.
+
+    Raises:
+        InputError: If a source has changed since an SAE was trained on it.
+    """
+    sources, targets = find_sources_of(saes, settings.datasets_dir), TargetLoader(settings.device)
+    by_shape: dict[tuple, list[TrainedSae]] = {}
+    for sae in saes:
+        by_shape.setdefault(sae.eval_shape, []).append(sae)
+    return [Group(members, sources, settings, targets) for members in by_shape.values()]
+
+
+def find_sources_of(saes: Sequence[TrainedSae], datasets_dir: Path) -> dict[str, Source]:
+    """The sources that SAEs were trained on, by name.
+
+    Raises:
+        InputError: If one is not what it was, or two have one name.
+    """
+    sources: dict[str, Source] = {}
+    for sae in saes:
+        name, reference, fingerprint = sae.record["source"], sae.run["dataset"], sae.run["dataset_fingerprint"]
+        if name not in sources:
+            sources[name] = source_at(reference, datasets_dir)
+        source = sources[name]
+        if source.fingerprint != fingerprint and Path(source.reference) != Path(reference):
+            raise InputError(
+                f"{source.reference} and {reference} are both called {name}, so their results would be taken for each "
+                f"other; keep SAEs of either in a --checkpoint_dir and a --results_dir of their own"
+            )
+        if source.fingerprint != fingerprint:
+            raise InputError(
+                f"{sae.folder} was trained on {reference} with the fingerprint {fingerprint}, and what is found there "
+                f"({source.reference}) has {source.fingerprint}; its held-out tokens are not known any more: bring the "
+                f"data back, or train again with --overwrite"
+            )
+    return sources
+
+
+def _batched(saes: Sequence[TrainedSae], n: int) -> Iterator[Sequence[TrainedSae]]:
+    """Runs of at most `n`."""
+    for start in range(0, len(saes), n):
+        yield saes[start : start + n]

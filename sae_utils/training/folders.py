@@ -1,0 +1,87 @@
+"""Where SAEs are kept: the folders of one cell, while it is trained and when it is finished.
+
+<target>_from_<source>.unfinished/settings.json           what the cell was begun with, and in which passes
+                                  wandb.json              id of the W&B run
+                                  <pass>/state*           resumable state of a pass
+                                  <pass>/metrics.jsonl    its losses so far
+                                  <pass>/records.json     measurements of its SAEs; a pass that has it is complete
+                                  finished/               SAEs of complete passes
+<target>_from_<source>_seed_<s>/                          finished SAEs, moved here in one step
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sae_utils.errors import InputError
+from sae_utils.paths import UNFINISHED_SUFFIX, cell_name, seed_dir
+from sae_utils.records import remove_folder
+from sae_utils.training.passes import Pass
+
+
+@dataclass(frozen=True)
+class CellFolders:
+    """The folders of one cell."""
+
+    checkpoint_dir: Path
+    """Folder of all SAEs."""
+
+    target: str
+    """Short name of the target model."""
+
+    source: str
+    """Name of the source."""
+
+    @property
+    def name(self) -> str:
+        """Name that all of them start with."""
+        return cell_name(self.target, self.source)
+
+    @property
+    def work_dir(self) -> Path:
+        """Folder of the resumable state; it is gone when the cell is finished."""
+        return self.checkpoint_dir / (self.name + UNFINISHED_SUFFIX)
+
+    @property
+    def settings_path(self) -> Path:
+        """What the cell was begun with; there from the beginning to the end of its training."""
+        return self.work_dir / "settings.json"
+
+    def pass_dir(self, which: Pass) -> Path:
+        """Folder of the state and the losses of one pass."""
+        return self.work_dir / which.name
+
+    def seed_dir(self, seed: int) -> Path:
+        """Folder of the finished SAEs of a seed."""
+        return seed_dir(self.checkpoint_dir, self.target, self.source, seed)
+
+    def staged_dir(self, seed: int) -> Path:
+        """Where a seed's folder is put together before it gets its final name."""
+        return self.work_dir / "finished" / self.seed_dir(seed).name
+
+    def remove(self, seeds: Iterable[int]) -> None:
+        """Throw away what was begun, and what these seeds have finished."""
+        for folder in [self.work_dir, *map(self.seed_dir, seeds)]:
+            remove_folder(folder)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """How SAEs are kept."""
+
+    folder: Path
+    """Folder of all SAEs."""
+
+    save_every: int = 1000
+    """Optimizer steps between resumable checkpoints."""
+
+    overwrite: bool = False
+    """Throw away what stands there, instead of continuing it."""
+
+    def __post_init__(self) -> None:
+        if self.save_every < 1:
+            raise InputError(f"--save_every must be at least 1, got {self.save_every}")
+
+    def of(self, target: str, source: str) -> CellFolders:
+        """The folders of one cell, by the names of its target and its source."""
+        return CellFolders(self.folder, target, source)

@@ -1,0 +1,60 @@
+"""What, beside target, source and seed, decides the weights of an SAE."""
+
+from dataclasses import dataclass
+
+from sae_utils.errors import InputError
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Settings of training; every one is compared before anything is continued."""
+
+    layers: tuple[int, ...]
+    """Decoder layers whose outputs are encoded, ascending."""
+
+    k: int = 32
+    """Latents that may be active on a token."""
+
+    batch_size: int = 2
+    """Sequences per batch, of all processes together."""
+
+    grad_acc_steps: int = 1
+    """Batches per optimizer step."""
+
+    micro_acc_steps: int = 1
+    """Parts a batch's activations are cut into for the SAEs, to save memory."""
+
+    lr: float | None = None
+    """Learning rate; None for sparsify's, which depends on the optimizer and the number of latents."""
+
+    optimizer: str = "signum"
+    """sparsify's optimizer: signum, adam or muon."""
+
+    ctx_len: int = 2048
+    """Tokens per sequence."""
+
+    shuffle_seed: int = 42
+    """Order of the training sequences."""
+
+    def __post_init__(self) -> None:
+        for flag in ("k", "batch_size", "grad_acc_steps", "micro_acc_steps"):
+            if getattr(self, flag) < 1:
+                raise InputError(f"--{flag} must be at least 1, got {getattr(self, flag)}")
+        if self.ctx_len < 2:
+            raise InputError(f"--ctx_len must be at least 2 tokens, got {self.ctx_len}")
+        if not self.layers or len(set(self.layers)) != len(self.layers):
+            raise InputError(f"--layers must name at least one layer, each once, got {list(self.layers)}")
+        if self.lr is not None and not self.lr > 0:
+            raise InputError(f"--lr must be > 0, got {self.lr}")
+        if self.shuffle_seed < 0:
+            raise InputError(f"--shuffle_seed must be >= 0, got {self.shuffle_seed}")
+
+    @property
+    def chunks_per_step(self) -> int:
+        """Sequences per optimizer step."""
+        return self.batch_size * self.grad_acc_steps
+
+    @property
+    def tokens_per_micro_batch(self) -> int:
+        """Tokens that an SAE encodes at a time."""
+        return self.batch_size * self.ctx_len // self.micro_acc_steps

@@ -1,0 +1,70 @@
+import argparse
+import re
+import shlex
+
+import pytest
+
+import generate_datasets
+import train_sae
+from sae_utils.command_line import MAX_HELP_WIDTH, add_running_flags, make_parser, run_script
+from sae_utils.errors import InputError
+
+SCRIPTS = {"generate_datasets.py": generate_datasets, "train_sae.py": train_sae}
+
+
+def help_of(script: str, monkeypatch, columns: int) -> list[str]:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    return SCRIPTS[script].build_parser().format_help().splitlines()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_readable_on_80_columns(script, monkeypatch):
+    """What most people need stands first, and no line is broken by the terminal."""
+    lines = help_of(script, monkeypatch, 80)
+    assert max(map(len, lines)) <= 80
+    assert lines[2] == SCRIPTS[script].__doc__.splitlines()[0]
+    assert sum(line.startswith("    python ") for line in lines[3:9]) == 3
+    wide = help_of(script, monkeypatch, 300)
+    assert max(map(len, wide)) <= MAX_HELP_WIDTH
+    assert "None" not in " ".join(lines), "a default that says nothing"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_commands_in_help_parse(script):
+    text = SCRIPTS[script].__doc__.replace("\\\n", " ")
+    commands = [shlex.split(line, comments=True) for line in re.findall(r"^    python (.*)$", text, flags=re.MULTILINE)]
+    assert len(commands) == 3
+    for name, *flags in commands:
+        assert name == script
+        SCRIPTS[script].build_parser().parse_args(flags)
+
+
+def test_both_scripts_have_the_same_running_flags():
+    """Learned once: the same names, words and defaults."""
+    shared = make_parser("")
+    add_running_flags(shared)
+    flags = {action.dest: (action.help, action.default) for action in shared._actions}
+    for module in SCRIPTS.values():
+        own = {action.dest: (action.help, action.default) for action in module.build_parser()._actions}
+        assert own | flags == own
+
+
+def test_a_script_ends_with_one_line_when_something_has_to_be_changed(capsys):
+    def refuse(args: argparse.Namespace) -> None:
+        raise InputError("--k must be at least 1, got 0")
+
+    parser = make_parser("text")
+    with pytest.raises(SystemExit) as stop:
+        run_script(parser, refuse, [], when_stopped="stopped")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"{parser.prog}: error: --k must be at least 1, got 0\n"
+
+
+def test_a_stopped_script_says_how_to_go_on(capsys):
+    def stop(args: argparse.Namespace) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stopped:
+        run_script(make_parser("text"), stop, [], when_stopped="the same command goes on")
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "the same command goes on\n"
