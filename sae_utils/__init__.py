@@ -16,6 +16,7 @@ none of the others, and none knows generation. Here lies what several of them sh
     command_line    flags of both scripts, how help looks, how a script ends
     paths           names of folders and files
     records         JSON records, written whole; versions; comparison of settings
+    locks           one run at a time for a data set or a cell
     distributed     several processes started by torchrun
     devices         --device and --dtype
     memory          how much is free, what SAEs take of it, what to do when it was not enough

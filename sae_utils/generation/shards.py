@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, List, Value, concatenate_datasets
-from filelock import FileLock, Timeout
 from transformers import PreTrainedTokenizerBase
 
 from sae_utils.errors import InputError
 from sae_utils.generation.sampling import Sample
+from sae_utils.locks import Lock
 from sae_utils.paths import UNFINISHED_SUFFIX
 from sae_utils.records import check_same_settings, read_json, remove_folder, write_json
 
@@ -104,7 +104,8 @@ class GrowingDataset:
         self.work = final.with_name(final.name + UNFINISHED_SUFFIX)
         self.settings = settings
         self.overwrite = overwrite
-        self.lock = FileLock(final.with_name(f".{final.name}.lock"))
+        refusal = f"another run is writing {final}; wait for it, or give another --output_dir"
+        self.lock = Lock(final.parent, final.name, refusal=refusal)
 
     def __enter__(self) -> "GrowingDataset":
         """Take the lock, mend an interrupted last step, and check the settings.
@@ -112,13 +113,7 @@ class GrowingDataset:
         Raises:
             InputError: If another run holds the data set, or it was made with other settings.
         """
-        self.final.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self.lock.acquire(blocking=False)
-        except Timeout:
-            raise InputError(
-                f"another run is writing {self.final}; wait for it, or give another --output_dir"
-            ) from None
+        self.lock.acquire()
         try:
             self._open()
         except BaseException:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import AcquireReturnProxy, FileLock, Timeout
 from transformers import PreTrainedModel
 
 from sae_utils.errors import InputError
 from sae_utils.evaluation.reconstruction import evaluate_reconstruction
+from sae_utils.locks import Lock
 from sae_utils.memory import is_out_of_memory, release_memory
 from sae_utils.models import cut_after_, cut_for_now, find_layers, fingerprint_model, load_trunk
 from sae_utils.paths import METRICS_FILE
@@ -66,7 +66,9 @@ def train_grid(
         for cell in of_target:
             folders = checkpoints.of(cell.target.name, cell.source.name)
             finished += [folders.seed_dir(seed) for seed in seeds]
-            with _locked(folders) if workers.is_main else contextlib.nullcontext():
+            refusal = f"another run is training {cell.name} in {folders.checkpoint_dir}; wait for it"
+            lock = Lock(folders.checkpoint_dir, cell.name, refusal=refusal)
+            with lock if workers.is_main else contextlib.nullcontext():
                 if workers.is_main and checkpoints.overwrite:
                     folders.remove(seeds)
                 if todo := workers.agree(seeds_to_train(folders, cell.identity(), seeds) if workers.is_main else None):
@@ -345,13 +347,3 @@ def _monitor(
         },
     )
     return TrainingMonitor(cell.name, tracker, n_tokens=cell.budget.n_train_tokens, quiet=quiet)
-
-
-def _locked(folders: CellFolders) -> AcquireReturnProxy:
-    """The cell's lock, taken; released by its `with` block."""
-    folders.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folders.checkpoint_dir / f".{folders.name}.lock")
-    try:
-        return lock.acquire(blocking=False)
-    except Timeout:
-        raise InputError(f"another run is training {folders.name} in {folders.checkpoint_dir}; wait for it") from None
