@@ -5,7 +5,10 @@ Face data set with its record and its card, and while it grows a folder of finis
 from. Its files, from the whole to the parts:
 
     job               one data set from start to end
+    record            what each sample depends on, and generation.json
+    rounds            sampling until there is enough, in batches as large as memory allows
     shards            a data set while it grows, and its last step
+    rows              its rows: made, cut to an exact number of tokens, written
     sample_memory     how many samples fit a device together
     sampling          decoding texts from BOS alone
     nucleus           exact top-p choice from one uniform number

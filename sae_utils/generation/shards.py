@@ -11,7 +11,7 @@ A killed run leaves its shards; the next one counts them and goes on with the fi
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,13 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from sae_utils.errors import InputError
+from sae_utils.generation.rows import FEATURES, ROWS_PER_WRITE, cut_rows, make_rows, write_arrow
 from sae_utils.generation.sampling import Sample
 from sae_utils.locks import Lock
 from sae_utils.paths import UNFINISHED_SUFFIX
 from sae_utils.records import check_same_settings, read_json, remove_folder, write_json
 
 logger = logging.getLogger(__name__)
-
-FEATURES = Features(
-    {
-        "id": Value("int64"),
-        "text": Value("string"),
-        "input_ids": List(Value("int32")),
-        "num_tokens": Value("int32"),
-    }
-)
-"""Columns of every generated data set; `input_ids` are the sampled ids, BOS first, `num_tokens` their number."""
 
 OTHER_SETTINGS_REMEDY = "give --overwrite to throw it away, or another --output_dir"
 
@@ -45,7 +36,6 @@ _SHARD_FEATURES = Features({**FEATURES, "nll": List(Value("int32"))})
 
 _SHARD_NAME = re.compile(r"samples_(\d{9})_(\d{9})_(\d+)\.arrow")
 _ROWS_PER_FILE = 100_000
-_ROWS_PER_WRITE = 1_000
 
 
 @dataclass(frozen=True)
@@ -221,7 +211,7 @@ class GrowingDataset:
         rows = make_rows(sample_ids, [sample.ids for sample in samples], tokenizer, bos_id)
         rows = rows.add_column("nll", [sample.nll for sample in samples], feature=_SHARD_FEATURES["nll"])
         scratch = path.with_name(f"writing_{path.name}")
-        _write_arrow(rows, scratch, _SHARD_FEATURES)
+        write_arrow(rows, scratch, _SHARD_FEATURES)
         os.replace(scratch, path)
 
     def finish(
@@ -236,9 +226,9 @@ class GrowingDataset:
         shards = [Dataset.from_file(str(shard.path)) for shard in self.parts()]
         kept, kept_nll = self._kept_pieces(tokenizer, bos_id)
         rows = concatenate_datasets([*kept, *(shard.select_columns(list(FEATURES)) for shard in shards)])
-        rows, cut_tokens = _cut_rows(rows, goal, tokenizer, bos_id)
+        rows, cut_tokens = cut_rows(rows, goal.n_samples, goal.n_tokens, tokenizer, bos_id)
         nll, cut = self._sum_nll(shards, kept_nll, len(rows), cut_tokens)
-        _write_arrow(rows, self.work / "whole.arrow", FEATURES)
+        write_arrow(rows, self.work / "whole.arrow", FEATURES)
         rows = Dataset.from_file(str(self.work / "whole.arrow"))
         n_files = -(-len(rows) // _ROWS_PER_FILE)
         # A fingerprint of its own: the default one hashes file paths and times, so equal data would differ on disk.
@@ -275,7 +265,7 @@ class GrowingDataset:
         n_kept, total, rest_nll = self.n_kept[0], kept_nll, None
         for shard in shards:
             used = shard.select(range(min(len(shard), max(0, n_samples - int(shard[0]["id"])))))
-            for batch in used.with_format("arrow").iter(_ROWS_PER_WRITE):
+            for batch in used.with_format("arrow").iter(ROWS_PER_WRITE):
                 total += int(batch.column("nll").combine_chunks().flatten().to_numpy().sum(dtype=np.int64))
             if cut_tokens is not None and len(used) and used[-1]["id"] == cut_tokens["id"]:
                 rest_nll = used[-1]["nll"][-len(cut_tokens["rest"]) :]
@@ -285,58 +275,3 @@ class GrowingDataset:
             assert cut_tokens["id"] < n_kept
             rest_nll = self.record["cut_sample"]["rest_nll"][-len(cut_tokens["rest"]) :]
         return total - sum(rest_nll), {**cut_tokens, "rest_nll": rest_nll}
-
-
-def make_rows(
-    ids: Iterable[int], samples: list[np.ndarray], tokenizer: PreTrainedTokenizerBase, bos_id: int
-) -> Dataset:
-    """Rows of a generated data set from sampled token ids."""
-    return Dataset.from_dict(
-        {
-            "id": list(ids),
-            "text": [decode_text(sample, tokenizer, bos_id) for sample in samples],
-            "input_ids": samples,
-            "num_tokens": [len(sample) for sample in samples],
-        },
-        features=FEATURES,
-    )
-
-
-def decode_text(sample: np.ndarray, tokenizer: PreTrainedTokenizerBase, bos_id: int) -> str:
-    """Text of a sample without the BOS it starts from and the EOS it ends with; other special tokens stay visible."""
-    ids = sample.tolist()
-    body = ids[1:] if ids and ids[0] == bos_id else ids
-    if body and body[-1] == tokenizer.eos_token_id:
-        body = body[:-1]
-    return tokenizer.decode(body, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-def _cut_rows(
-    rows: Dataset, goal: Goal, tokenizer: PreTrainedTokenizerBase, bos_id: int
-) -> tuple[Dataset, dict | None]:
-    """The first rows that make up the goal, the last one cut to the exact token; and what was cut off."""
-    if goal.n_tokens is None:
-        return rows.select(range(goal.n_samples)), None
-    ends = np.cumsum(rows.data.column("num_tokens").to_numpy())
-    last = int(np.searchsorted(ends, goal.n_tokens))
-    if ends[last] == goal.n_tokens:
-        return rows.select(range(last + 1)), None
-    row = rows[last]
-    n_left = row["num_tokens"] - int(ends[last] - goal.n_tokens)
-    head = make_rows([row["id"]], [np.array(row["input_ids"][:n_left], dtype=np.int32)], tokenizer, bos_id)
-    cut = {"id": row["id"], "rest": row["input_ids"][n_left:]}
-    # `rows.select` of nothing loses the table, so a budget below one sample is the cut sample alone.
-    return (concatenate_datasets([rows.select(range(last)), head]) if last else head), cut
-
-
-def _write_arrow(rows: Dataset, path: Path, features: Features) -> None:
-    """Write rows as one Arrow stream and flush it to the disk."""
-    from datasets.arrow_writer import ArrowWriter
-
-    with ArrowWriter(path=str(path), features=features) as writer:
-        for batch in rows.with_format("arrow").iter(_ROWS_PER_WRITE):
-            # Copied, so that the bytes do not show how the rows were sliced out of other files.
-            writer.write_table(batch.take(np.arange(len(batch))))
-        writer.finalize()
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

@@ -11,6 +11,7 @@ parts:
     machines    devices and processes, and how they share the work
     folders     where SAEs are kept, in the making and finished
     loop        the grid, cell by cell
+    single_pass some SAEs trained together, measured, written
     trainer     sparsify's trainer with exact resumption
     adapters    what sparsify's trainer is handed in place of its own parts
     monitor     what is shown and recorded while training

@@ -2,23 +2,17 @@ import json
 import os
 import subprocess
 import sys
-import weakref
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import load
 from datasets import Dataset
 from test_cli import ROOT, all_bytes, generate, refused
+from test_rounds import shapes_seen
 
 import generate_datasets
-from sae_utils.errors import InputError
-from sae_utils.generation import job
-from sae_utils.generation.job import fingerprint_dataset, sample_within_memory
+from sae_utils.generation import job, rounds
 from sae_utils.generation.packed_attention import NAME
 from sae_utils.generation.packed_linear import PackedLinear
-from sae_utils.generation.sampling import SamplingSettings, sample_tokens
-from sae_utils.generation.shards import make_rows
 
 
 def test_same_tokens_for_every_model(tiny, llama):
@@ -53,7 +47,7 @@ def test_two_processes_make_the_data_set_of_one(tiny, goal):
 def test_another_number_of_processes_finishes_a_data_set(tiny, monkeypatch):
     """Begun with one process and left after three shards, finished by two."""
     expected = all_bytes(generate("--n", "60", "--batch_size", "8"))
-    real, calls = job.sample_tokens, []
+    real, calls = rounds.sample_tokens, []
 
     def stop_at_the_fourth(*args, **kwargs):
         calls.append(1)
@@ -61,7 +55,7 @@ def test_another_number_of_processes_finishes_a_data_set(tiny, monkeypatch):
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(job, "sample_tokens", stop_at_the_fourth)
+    monkeypatch.setattr(rounds, "sample_tokens", stop_at_the_fourth)
     with pytest.raises(SystemExit) as stop:
         generate("--n", "60", "--batch_size", "8", "--output_dir", "mixed")
     assert stop.value.code == 130
@@ -70,50 +64,6 @@ def test_another_number_of_processes_finishes_a_data_set(tiny, monkeypatch):
     assert all_bytes(Path("mixed/tiny_42_1.0_0.9")) == expected
 
 
-def shapes_seen(monkeypatch) -> list[tuple[list[int], bool]]:
-    """Which samples were decoded together from now on, and whether in one shape."""
-    real, seen = job.sample_tokens, []
-
-    def watched(source, sample_ids, settings, **kwargs):
-        seen.append((list(sample_ids), kwargs["is_fixed"]))
-        return real(source, sample_ids, settings, **kwargs)
-
-    monkeypatch.setattr(job, "sample_tokens", watched)
-    return seen
-
-
-def test_models_are_prepared_before_they_sample(tiny, monkeypatch):
-    """Without it a data set takes three times as long, and nothing else would tell."""
-    real, seen = job.sample_tokens, []
-
-    def watched(source, *args, **kwargs):
-        linears = sum(isinstance(module, PackedLinear) for module in source.model.modules())
-        seen.append((source.model.config._attn_implementation, linears))
-        return real(source, *args, **kwargs)
-
-    monkeypatch.setattr(job, "sample_tokens", watched)
-    generate("--n", "3", "--dtype", "bfloat16")
-    ((attention, n_linears),) = seen
-    assert attention == NAME and n_linears > 0
-
-
-@pytest.mark.parametrize("goal", [["--n", "21"], ["--num_tokens", "700"]])
-def test_fixed_batches_put_every_sample_in_its_place(tiny, monkeypatch, goal):
-    """A GPU rounds by shape and place: sample 13 must be in row 5 of 8, whatever was asked for before."""
-    expected = Dataset.load_from_disk(str(generate(*goal, "--batch_size", "8")))["input_ids"][:]
-    seen = shapes_seen(monkeypatch)
-    generate("--n", "3", "--batch_size", "8", "--fixed_batches", "--output_dir", "fixed")
-    generate("--n", "11", "--batch_size", "8", "--fixed_batches", "--output_dir", "fixed")
-    folder = generate(*goal, "--batch_size", "8", "--fixed_batches", "--output_dir", "fixed")
-    assert folder == Path("datasets/tiny_42_1.0_0.9")
-    assert Dataset.load_from_disk("fixed/tiny_42_1.0_0.9")["input_ids"][:] == expected
-    assert {(len(ids), ids[0] % 8, is_fixed) for ids, is_fixed in seen} == {(8, 0, True)}
-    starts = [ids[0] for ids, _ in seen]
-    assert starts[:4] == [0, 0, 8, 8]
-    assert len(set(starts[3:])) == len(starts[3:]), "a batch was decoded twice by one run"
-
-
-@pytest.mark.slow
 def test_two_processes_with_fixed_batches_make_the_data_set_of_one(tiny):
     """Begun by one process in the middle of a batch, finished by two."""
     expected = all_bytes(generate("--n", "50", "--batch_size", "8"))
@@ -125,27 +75,25 @@ def test_two_processes_with_fixed_batches_make_the_data_set_of_one(tiny):
     }
 
 
-def test_halved_fixed_batches_stay_aligned(neox, monkeypatch):
-    source, settings, real = load(neox), SamplingSettings(max_length=16), sample_tokens
-    seen = []
+def test_models_are_prepared_before_they_sample(tiny, monkeypatch):
+    """Without it a data set takes three times as long, and nothing else would tell."""
+    real, seen = rounds.sample_tokens, []
 
-    def small_device(source, sample_ids, settings, **kwargs):
-        if len(sample_ids) > 4:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        seen.append(list(sample_ids))
-        return real(source, sample_ids, settings, **kwargs)
+    def watched(source, *args, **kwargs):
+        linears = sum(isinstance(module, PackedLinear) for module in source.model.modules())
+        seen.append((source.model.config._attn_implementation, linears))
+        return real(source, *args, **kwargs)
 
-    monkeypatch.setattr(job, "sample_tokens", small_device)
-    samples, n_together = sample_within_memory(source, range(5, 14), settings, 8, lambda n: None, is_fixed=True)
-    assert n_together == 4
-    assert seen == [[4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
-    assert [s.ids.tolist() for s in samples] == [s.ids.tolist() for s in real(source, range(5, 14), settings)]
+    monkeypatch.setattr(rounds, "sample_tokens", watched)
+    generate("--n", "3", "--dtype", "bfloat16")
+    ((attention, n_linears),) = seen
+    assert attention == NAME and n_linears > 0
 
 
 def test_a_data_set_goes_on_in_batches_of_the_size_it_was_begun_with(tiny, monkeypatch):
     """What fits is another number at every start, and on a GPU the shape of a batch shows in the ids."""
     work = Path("datasets/tiny_42_1.0_0.9.unfinished")
-    real, calls = job.sample_tokens, []
+    real, calls = rounds.sample_tokens, []
 
     def stop_at_the_third(*args, **kwargs):
         calls.append(1)
@@ -154,7 +102,7 @@ def test_a_data_set_goes_on_in_batches_of_the_size_it_was_begun_with(tiny, monke
         return real(*args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(job, "sample_tokens", stop_at_the_third)
+        patched.setattr(rounds, "sample_tokens", stop_at_the_third)
         patched.setattr(job, "free_bytes", lambda device: 500_000)
         with pytest.raises(SystemExit):
             generate("--n", "200")
@@ -177,81 +125,6 @@ def test_fewer_samples_go_together_where_fewer_fit(tiny, monkeypatch, capsys):
     n_fit = len(seen[0][0])
     assert n_fit < 20
     assert f"was begun with 20 samples together, and {n_fit} fit here; going on with those" in capsys.readouterr().err
-
-
-def test_every_way_of_decoding_together_is_kept(tiny, monkeypatch):
-    """On a GPU it tells which shapes the ids were rounded in: asked for, halved for lack of memory, of one shape."""
-    real = job.sample_tokens
-
-    def small_device(source, sample_ids, settings, **kwargs):
-        if len(sample_ids) > 5:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(source, sample_ids, settings, **kwargs)
-
-    monkeypatch.setattr(job, "sample_tokens", small_device)
-    noted = []
-    add = job.GrowingDataset.add_batches
-    monkeypatch.setattr(
-        job.GrowingDataset,
-        "add_batches",
-        lambda self, n, *, is_fixed: (add(self, n, is_fixed=is_fixed), noted.append(self.batches)),
-    )
-    generate("--n", "20", "--batch_size", "10")
-    assert noted[-1] == [[10, False], [5, False]]
-    record = Path("datasets/tiny_42_1.0_0.9/generation.json")
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"batches": noted[-1]}))
-    generate("--n", "30", "--batch_size", "4", "--fixed_batches")
-    assert noted[-1] == [[10, False], [5, False], [4, True]]
-
-
-def test_out_of_memory_halves_the_batch_and_changes_nothing(neox, monkeypatch, caplog):
-    source, settings, real = load(neox), SamplingSettings(max_length=16), sample_tokens
-
-    def small_device(source, sample_ids, settings, **kwargs):
-        if len(sample_ids) > 3:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(source, sample_ids, settings, **kwargs)
-
-    monkeypatch.setattr(job, "sample_tokens", small_device)
-    samples, n_together = sample_within_memory(source, range(10), settings, 8, lambda n: None)
-    assert n_together == 2
-    assert [s.ids.tolist() for s in samples] == [s.ids.tolist() for s in real(source, range(10), settings)]
-    assert "out of memory with 8 samples together; going on with 4" in caplog.text
-
-
-def test_memory_is_given_back_when_nothing_holds_it_any_more(neox, monkeypatch):
-    """Inside the `except` block the exception still holds the batch that did not fit, and giving back gives nothing."""
-    real, held, seen = sample_tokens, [], []
-
-    def small_device(source, sample_ids, settings, **kwargs):
-        if len(sample_ids) > 3:
-            batch = torch.zeros(1000)
-            held.append(weakref.ref(batch))
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(source, sample_ids, settings, **kwargs)
-
-    monkeypatch.setattr(job, "sample_tokens", small_device)
-    monkeypatch.setattr(job, "release_memory", lambda device: seen.append([each() for each in held]))
-    sample_within_memory(load(neox), range(8), SamplingSettings(max_length=8), 8, lambda n: None)
-    assert seen == [[None], [None, None]]
-
-
-def test_a_sample_that_never_fits_is_said(neox, monkeypatch):
-    def no_memory(*args, **kwargs):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
-
-    monkeypatch.setattr(job, "sample_tokens", no_memory)
-    with pytest.raises(InputError, match="not even one sample of --max_length 16 fits on cpu; lower it"):
-        sample_within_memory(load(neox), range(4), SamplingSettings(max_length=16), 4, lambda n: None)
-
-
-def test_other_errors_are_not_taken_for_lack_of_memory(neox, monkeypatch):
-    def broken(*args, **kwargs):
-        raise RuntimeError("shape mismatch")
-
-    monkeypatch.setattr(job, "sample_tokens", broken)
-    with pytest.raises(RuntimeError, match="shape mismatch"):
-        sample_within_memory(load(neox), range(4), SamplingSettings(max_length=16), 4, lambda n: None)
 
 
 def test_finished_data_set_is_found_without_loading_the_model(tiny, monkeypatch, capsys):
@@ -295,10 +168,3 @@ def test_record_and_card_hold_the_statistics(tiny):
     card = (folder / "README.md").read_text()
     assert f"{quality['mean_nll_nats']:.3f} nats per token" in card
     assert "{" not in card
-
-
-def test_fingerprint_sees_ids_and_where_samples_end(neox):
-    source = load(neox)
-    rows = [[0, 5, 6], [0, 7]], [[0, 5], [6, 0, 7]], [[0, 5, 6], [0, 8]]
-    prints = {fingerprint_dataset(make_rows(range(2), [*map(torch.tensor, r)], source.tokenizer, 0)) for r in rows}
-    assert len(prints) == 3

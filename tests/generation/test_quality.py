@@ -5,8 +5,8 @@ from conftest import load
 
 from sae_utils.generation.nucleus import choose_tokens
 from sae_utils.generation.quality import distinct_ngram_share, first_token_distribution, first_token_kl, measure_quality
+from sae_utils.generation.rows import make_rows
 from sae_utils.generation.sampling import NLL_UNIT, SamplingSettings
-from sae_utils.generation.shards import make_rows
 
 
 def test_ngrams_do_not_cross_samples():

@@ -5,7 +5,7 @@ from datasets import Dataset
 
 from sae_utils.errors import InputError
 from sae_utils.generation.sampling import Sample
-from sae_utils.generation.shards import Goal, GrowingDataset, decode_text
+from sae_utils.generation.shards import Goal, GrowingDataset
 from sae_utils.records import write_json
 
 SETTINGS = {"seed": 1, "top_p": 0.9}
@@ -142,13 +142,6 @@ def test_second_run_on_one_data_set_is_refused(tmp_path):
         GrowingDataset(tmp_path / "d", SETTINGS, overwrite=False),
     ):
         pass
-
-
-def test_text_leaves_out_bos_and_eos_only(neox):
-    source = load(neox)
-    ids = source.tokenizer("the fox")["input_ids"]
-    sample = np.array([0, *ids, 0, *ids, 0])
-    assert decode_text(sample, source.tokenizer, source.bos_id) == "the fox<|endoftext|>the fox"
 
 
 @pytest.mark.parametrize(("goal", "message"), [((0,), "--n must be at least 1"), ((None, 0), "--num_tokens must be")])

@@ -19,13 +19,12 @@ from sae_utils.distributed import Workers
 from sae_utils.errors import InputError
 from sae_utils.records import write_json
 from sae_utils.sparse_coders import SparseCoder
-from sae_utils.training import loop, machines
+from sae_utils.training import machines, single_pass
 from sae_utils.training.cells import Cell
 from sae_utils.training.folders import CellFolders
 from sae_utils.training.grid import plan_grid
-from sae_utils.training.loop import seeds_to_train, sparsify_config, write_plan
+from sae_utils.training.loop import seeds_to_train, write_plan
 from sae_utils.training.passes import Pass
-from sae_utils.training.settings import TrainingSettings
 from sae_utils.training.trainer import SaeTrainer
 
 FOLDERS = ["tiny_from_tiny_seed_0", "tiny_from_tiny_seed_1"]
@@ -120,9 +119,9 @@ def test_nothing_of_a_pass_is_kept_for_the_next(tiny, monkeypatch, optimizer):
         fit(trainer)
 
     monkeypatch.setattr(SaeTrainer, "fit", watched)
-    evaluate, while_measuring = loop.evaluate_reconstruction, []
+    evaluate, while_measuring = single_pass.evaluate_reconstruction, []
     monkeypatch.setattr(
-        loop,
+        single_pass,
         "evaluate_reconstruction",
         lambda *args, **kwargs: (while_measuring.append(held[-2]()), evaluate(*args, **kwargs))[1],
     )
@@ -330,9 +329,3 @@ def test_a_folder_that_is_not_ours_is_refused():
     CELL.seed_dir(0).mkdir(parents=True)
     with pytest.raises(InputError, match=r"exists and has no run.json; move it away or give --overwrite"):
         seeds_to_train(CELL, IDENTITY, range(1))
-
-
-def test_number_of_latents_is_never_left_to_a_factor():
-    """Other readers take it literally from cfg.json, where sparsify would leave 0."""
-    config = sparsify_config(TrainingSettings((0,), k=4), 16, 40, hookpoints=["layers.0"], seeds=[0])
-    assert (config.sae.num_latents, config.sae.expansion_factor, config.sae.k) == (40, 2, 4)
