@@ -311,8 +311,8 @@ def test_every_benchmark_and_every_record_is_listed():
 
 def benchmark_commands() -> list[str]:
     """Every benchmark's command, in shell blocks and within lines."""
-    inline = [each for text in PAGES.values() for each in re.findall(r"`(python benchmarks/[^`]*)`", text)]
-    return inline + [line for line in shell_lines(PAGES["benchmarks/README.md"]) if "benchmarks/" in line]
+    inline = [each for text in PAGES.values() for each in re.findall(r"`(python\s+benchmarks/[^`]*)`", text)]
+    return inline + [line for text in PAGES.values() for line in shell_lines(text) if "python benchmarks/" in line]
 
 
 @pytest.mark.parametrize("command", benchmark_commands())
