@@ -1,9 +1,13 @@
-"""README, dependency lists and environment held to the code."""
+"""README and the pages behind it, dependency lists and environment, held to the code."""
 
 import ast
+import importlib
 import importlib.metadata
+import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,15 +22,36 @@ from sae_utils.dependencies import SPARSIFY
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks/README.md"]
+}
+"""Every page by its path."""
+
 SCRIPTS = {"generate_datasets.py": generate_datasets, "train_sae.py": train_sae}
 IMPORT_NAMES = {"eai-sparsify": "sparsify", "pyyaml": "yaml"}
+STUDY = ROOT / "docs/study.sbatch"
 
 
-def readme_commands() -> list[str]:
-    """Every `python <one of our scripts> ...` line in the README's shell blocks, continued lines joined."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+def shell_lines(text: str) -> list[str]:
+    """Lines of a page's shell blocks, continued lines joined, comments left out."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.split("  #")[0].strip() for line in lines if re.search(r"\b(generate_datasets|train_sae)\.py\b", line)]
+    return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def commands_in(text: str) -> list[str]:
+    """Every `python <one of our scripts> ...` line among them."""
+    return [line for line in shell_lines(text) if re.search(r"\b(generate_datasets|train_sae)\.py\b", line)]
+
+
+def section_of(text: str, heading: str) -> str:
+    """What stands under a heading, up to the next one of the same or a higher rank; comments in blocks are none."""
+    parts = re.split(r"(^```.*?^```$)", text, flags=re.DOTALL | re.MULTILINE)  # every second one is a block
+    marked = "".join(re.sub("^#", "\0", part, flags=re.MULTILINE) if i % 2 else part for i, part in enumerate(parts))
+    _, body = re.split(rf"^{re.escape(heading)}$", marked, flags=re.MULTILINE)
+    rank = heading.index(" ")
+    return re.split(rf"^#{{1,{rank}}} ", body, flags=re.MULTILINE)[0].replace("\0", "#")
 
 
 def script_and_flags(command: str) -> tuple[str, list[str]]:
@@ -42,9 +67,9 @@ def flags_of(script: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_flag_is_in_the_readme_with_its_default(script):
+def test_every_flag_is_in_the_options_with_its_default(script):
     """The tables are what people read before a run of days."""
-    section = README.split(f"### `{script}`")[1].split("\n### ")[0].split("\n## ")[0]
+    section = section_of(PAGES["docs/options.md"], f"## `{script}`")
     rows = dict(re.findall(r"^\| `(--\w+)` \| ([^|]+?) \|", section, flags=re.MULTILINE))
     actions = flags_of(script)
     assert set(rows) == set(actions)
@@ -79,10 +104,15 @@ def test_documented_flags_keep_their_defaults(script, monkeypatch):
         assert (",".join(map(str, value)) if isinstance(value, list) else str(value)) == default, name
 
 
-@pytest.mark.parametrize("command", readme_commands())
-def test_readme_commands_parse(command):
+@pytest.mark.parametrize("command", [each for text in PAGES.values() for each in commands_in(text)])
+def test_commands_parse(command):
     script, flags = script_and_flags(command)
     SCRIPTS[script].build_parser().parse_args(flags)
+
+
+def test_pages_have_commands():
+    """Or the test above would have nothing to parse."""
+    assert {page for page, text in PAGES.items() if commands_in(text)} == {"README.md", "docs/clusters.md"}
 
 
 @pytest.mark.slow
@@ -90,8 +120,7 @@ def test_readme_examples_run_verbatim():
     """The section "First examples", line by line, where `EleutherAI/pythia-1.4b` is a local folder."""
     for seed, name in enumerate(["pythia-1.4b", "pythia-2.8b"]):
         make_model(Path("EleutherAI") / name, "neox", seed=seed, n_layers=16)
-    section = README.split("## First examples")[1].split("\n## ")[0]
-    commands = [command for command in readme_commands() if command in section.replace("\\\n", " ")]
+    commands = commands_in(section_of(README, "## First examples"))
     assert len(commands) >= 3
     for command in commands:
         script, flags = script_and_flags(command)
@@ -106,8 +135,7 @@ def test_full_size_commands_are_planned_as_written():
     """The section "The full run": the models are found and every setting fits; only the work is left out."""
     for name in ("pythia-1.4b", "pythia-2.8b"):
         make_model(Path("EleutherAI") / name, "neox", n_layers=16)
-    section = README.split("## The full run")[1].split("\n## ")[0].replace("\\\n", " ")
-    commands = [command for command in readme_commands() if command in section]
+    commands = commands_in(section_of(README, "## The full run"))
     generation = [command for command in commands if "generate_datasets.py" in command]
     assert generation
     for command in generation:
@@ -158,11 +186,13 @@ def test_triton_is_pinned_as_pytorch_asks_for_it():
     assert {f"triton=={constraints()['triton']}"} >= set(asked)
 
 
-def test_every_record_that_the_readme_names_is_there():
+@pytest.mark.parametrize("page", PAGES)
+def test_every_record_that_is_named_is_there(page):
     """A measurement without its record is a claim."""
-    named = re.findall(r"benchmarks/results/[\w.]+\.json", README)
-    assert named
-    assert [name for name in named if not (ROOT / name).exists()] == []
+    start = "`results/" if page == "benchmarks/README.md" else "benchmarks/results/"
+    named = re.findall(rf"{start}([\w.]+\.json)", PAGES[page])
+    assert named or page not in ("README.md", "docs/options.md", "benchmarks/README.md")
+    assert [name for name in named if not (ROOT / "benchmarks/results" / name).exists()] == []
 
 
 def test_sparsify_is_bound_to_the_versions_that_are_leaned_on():
@@ -207,7 +237,229 @@ def test_nothing_is_imported_that_is_not_required_and_nothing_required_for_nothi
 
 def test_file_tree_in_the_readme_is_complete():
     """A newcomer looks there first for where things are; the files of a wing are listed in the wing."""
-    tree = README.split("## Files")[1].split("\n## ")[0]
+    tree = section_of(README, "## Files")
     wings = [f"{path.parent.name}/" for path in (ROOT / "sae_utils").rglob("__init__.py")]
     names = [path.name for path in ROOT.glob("*.py")] + wings
     assert [name for name in names if name not in tree] == []
+
+
+# pages
+
+
+def test_the_readme_is_read_at_once():
+    """What is longer has a page of its own."""
+    assert len(README.splitlines()) <= 180
+
+
+def links_in(page: str) -> list[tuple[str, str]]:
+    """Path, from the project's folder, and anchor of every link of a page that stays in the project."""
+    targets = re.findall(r"\[[^]]*\]\(([^)\s]+)\)", PAGES[page])
+    inside = [target.partition("#") for target in targets if not target.startswith("http")]
+    here = (ROOT / page).parent
+    return [(os.path.relpath(here / path if path else ROOT / page, ROOT), anchor) for path, _, anchor in inside]
+
+
+def anchors_of(page: str) -> set[str]:
+    """Names under which a page's headings are linked to."""
+    text = re.sub(r"```.*?```", "", PAGES[page], flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    """To files that are there, and to headings that these have."""
+    for path, anchor in links_in(page):
+        assert (ROOT / path).exists(), path
+        assert not anchor or anchor in anchors_of(path), f"{path}#{anchor}"
+
+
+def test_every_page_is_reached_from_the_readme():
+    """A page that nothing leads to is not read."""
+    reached = {"README.md"}
+    while new := {path for page in reached & PAGES.keys() for path, _ in links_in(page)} - reached:
+        reached |= new
+    assert [page for page in PAGES if page not in reached] == []
+    assert "docs/study.sbatch" in reached
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_paths_that_are_named_exist(page):
+    """Files move; the pages that name them have to come along."""
+    named = re.findall(r"(?<![\w/.])(?:sae_utils|tests|benchmarks|docs|demo)/[\w/.-]*(?<=[\w/])", PAGES[page])
+    assert [path for path in dict.fromkeys(named) if not (ROOT / path).exists()] == []
+
+
+def test_the_design_names_every_wing_and_what_they_share():
+    """Where a new file goes is asked there."""
+    page = PAGES["docs/design.md"]
+    wings = {path.parent.name for path in (ROOT / "sae_utils").glob("*/__init__.py")}
+    rows = re.findall(r"^\| `sae_utils/(\w+)/` \|", section_of(page, "## Who may know whom"), flags=re.MULTILINE)
+    assert sorted(rows) == sorted(wings)
+    shared = {path.stem for path in (ROOT / "sae_utils").glob("*.py")} - {"__init__"}
+    first = section_of(page, "## Where things are").split("\n\n")[1]
+    assert set(re.findall(r"`(\w+)`", first)) == shared
+
+
+def test_every_benchmark_and_every_record_is_listed():
+    """One that is not is not run again."""
+    rows = re.findall(r"^\| `(\w+\.py)` \| .* \| (.*) \|$", PAGES["benchmarks/README.md"], flags=re.MULTILINE)
+    assert sorted(script for script, _ in rows) == sorted(path.name for path in (ROOT / "benchmarks").glob("*.py"))
+    records = {name for _, record in rows for name in re.findall(r"`results/(.*?)`", record)}
+    assert records == {path.name for path in (ROOT / "benchmarks/results").glob("*.json")}
+
+
+def benchmark_commands() -> list[str]:
+    """Every benchmark's command, in shell blocks and within lines."""
+    inline = [each for text in PAGES.values() for each in re.findall(r"`(python\s+benchmarks/[^`]*)`", text)]
+    return inline + [line for text in PAGES.values() for line in shell_lines(text) if "python benchmarks/" in line]
+
+
+@pytest.mark.parametrize("command", benchmark_commands())
+def test_commands_of_benchmarks_parse(command, monkeypatch):
+    _, script, *flags = shlex.split(command)
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setattr(sys, "argv", [script, *flags])
+    before = set(sys.modules)
+    try:
+        importlib.import_module(Path(script).stem).parse_args()
+    finally:
+        for name in set(sys.modules) & {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - before:
+            del sys.modules[name]
+
+
+# citation
+
+
+def test_the_citation_has_what_its_format_asks_for_and_the_licence():
+    """Reference managers read it, and stop at what is missing."""
+    citation, licence = yaml.safe_load((ROOT / "CITATION.cff").read_text()), (ROOT / "LICENSE").read_text()
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert (citation["cff-version"], citation["type"], citation["title"]) == ("1.2.0", "software", "ucl-sae")
+    assert licence.startswith(f"{citation['license']} License")
+    (holder,) = re.findall(r"^Copyright \(c\) \d+ (.*)$", licence, flags=re.MULTILINE)
+    assert [author["name"] for author in citation["authors"]] == [holder]
+    for reference in citation["references"]:
+        assert {"type", "title", "authors"} <= reference.keys(), reference
+        assert all("name" in author or "family-names" in author for author in reference["authors"])
+
+
+def test_the_citation_credits_whom_the_readme_credits():
+    section = " ".join(section_of(README, "## Credits").split())
+    entries = re.findall(r"(?<= )- (.*?)(?= - | The demo's model)", section)
+    references = yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"]
+    assert len(entries) == len(references)
+    for entry, reference in zip(entries, references, strict=True):
+        first = reference["authors"][0]
+        assert reference["title"].lower() in entry.lower()
+        assert first.get("family-names", first.get("name")) in entry
+        assert re.findall(r"arXiv:[\d.]+\d", entry) == [each["value"] for each in reference.get("identifiers", [])]
+
+
+# a whole study
+
+
+STUDY_ON_CPU = {
+    "ORG_NAME": ".",
+    "SOURCES": "tiny",
+    "TARGETS": "tiny",
+    "LAYERS": "0 1",
+    "NUM_TOKENS": "1200",
+    "MAX_LENGTH": "40",
+    "CTX_LEN": "32",
+    "GENERATE_FLAGS": "--quiet",
+    "TRAIN_FLAGS": "--num_latents 48 --k 4 --quiet --train_only",
+    "DEVICE": "cpu",
+    "N_PROCESSES": "2",
+    "CODE": str(ROOT),
+    "TORCHRUN": f"{sys.executable} -m torch.distributed.run",
+}
+
+
+def run_study(**variables: str) -> str:
+    """Run `docs/study.sbatch` with these variables and none of Slurm's; what it printed."""
+    ours = {name for name, _ in study_defaults()}
+    env = {name: value for name, value in os.environ.items() if name not in ours and not name.startswith("SLURM")}
+    done = subprocess.run(["bash", str(STUDY)], env=env | variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def study_defaults() -> list[tuple[str, str]]:
+    """Variables that it takes from the environment, and what they are if they are not there."""
+    return re.findall(r"^([A-Z_]+)=\$\{\1:-(.*?)\}(?=\s|$)", STUDY.read_text(), flags=re.MULTILINE)
+
+
+def note_calls(*names: str) -> str:
+    """PATH on which programs of these names only note down what they are called with, in `calls`."""
+    for name in names:
+        path = Path("bin") / name
+        path.parent.mkdir(exist_ok=True)
+        said = "echo first" if name == "scontrol" else f'{{ echo {name}; printf "%s\\n" "$@"; echo; }} >> calls'
+        path.write_text(f"#!/bin/sh\n{said}\n")
+        path.chmod(0o755)
+    return f"{Path('bin').absolute()}{os.pathsep}{os.environ['PATH']}"
+
+
+def noted_calls() -> list[list[str]]:
+    return [call.splitlines() for call in Path("calls").read_text().split("\n\n") if call]
+
+
+def test_the_study_parses():
+    subprocess.run(["bash", "-n", str(STUDY)], check=True)
+
+
+def test_settings_of_the_study_are_listed_with_their_defaults():
+    section = section_of(PAGES["docs/clusters.md"], "## Slurm")
+    rows = dict(re.findall(r"^\| `([A-Z_]+)` \| (.*?) \|", section, flags=re.MULTILINE))
+    defaults = dict(study_defaults())
+    assert set(rows) == set(defaults)
+    for name, default in defaults.items():
+        if "$" not in default:  # those are described in words
+            assert rows[name] == (default or "none"), name
+
+
+def test_the_study_is_the_full_run_unless_told_otherwise():
+    """One torchrun for each of the two commands of the README, with the same settings."""
+    run_study(PATH=note_calls("torchrun"))
+    commands = commands_in(section_of(README, "## The full run"))[1:]
+    for call, command in zip(noted_calls(), commands, strict=True):
+        assert call[:5] == ["torchrun", "--standalone", "--nproc_per_node", "1", "--"]
+        script, flags = script_and_flags(command)
+        parser = SCRIPTS[script].build_parser()
+        assert call[5] == f"./{script}"
+        assert parser.parse_args(call[6:]) == parser.parse_args(flags)
+
+
+def test_in_a_job_the_study_is_a_torchrun_on_every_machine():
+    """As far as that can be seen without Slurm: what srun would be given, and that torchrun reads it."""
+    from torch.distributed.run import get_args_parser
+
+    slurm = {
+        "SLURM_JOB_ID": "77",
+        "SLURM_JOB_NUM_NODES": "3",
+        "SLURM_GPUS_ON_NODE": "4",
+        "SLURM_JOB_NODELIST": "n[1-3]",
+    }
+    run_study(PATH=note_calls("srun", "scontrol"), **slurm)
+    for call, script in zip(noted_calls(), SCRIPTS, strict=True):
+        assert call[:3] == ["srun", "--ntasks-per-node=1", "torchrun"]
+        asked = get_args_parser().parse_args(call[3:])
+        assert (asked.nnodes, asked.nproc_per_node, asked.rdzv_id) == ("3", "4", "77")
+        assert (asked.rdzv_backend, asked.rdzv_endpoint) == ("c10d", "first:29500")
+        words = [asked.training_script, *asked.training_script_args]
+        flags = words[words.index(f"./{script}") + 1 :]
+        args = SCRIPTS[script].build_parser().parse_args(flags)
+    assert args.batch_size == 12, "a sequence for each process"
+
+
+@pytest.mark.slow
+def test_the_study_runs_on_one_machine(tiny):
+    """Two processes from a model to SAEs; given again, it finds everything done."""
+    run_study(**STUDY_ON_CPU)
+    record = json.loads(Path("datasets/tiny_4_1.0_0.9/generation.json").read_text())
+    assert record["n_tokens"] == 1200
+    for seed in (0, 1):
+        folder = Path(f"checkpoints/tiny_from_tiny_seed_{seed}")
+        assert all((folder / f"layers.{layer}" / "sae.safetensors").exists() for layer in (0, 1))
+        assert json.loads((folder / "run.json").read_text())["n_processes"] == 2
