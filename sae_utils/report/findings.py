@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sae_utils.comparison.results import SCHEMA
 from sae_utils.errors import InputError, MissingInputError
 from sae_utils.paths import METRICS_FILE, cell_name
 from sae_utils.records import read_json
@@ -177,15 +178,15 @@ def read_findings(results_dir: Path) -> Findings:
 
     Raises:
         MissingInputError: If there is no `metrics.json`.
-        InputError: If it has no SAE, or another schema than 2.
+        InputError: If it has no SAE, or another schema than `SCHEMA`.
     """
     path = results_dir / "metrics.json"
     if not path.is_file():
         raise MissingInputError(f"there are no results in {results_dir.resolve()}: no metrics.json; run train_sae.py")
     metrics = read_json(path)
-    if metrics.get("schema") != 2 or not metrics.get("saes"):
+    if metrics.get("schema") != SCHEMA or not metrics.get("saes"):
         raise InputError(
-            f"{path} must have schema 2 and at least one SAE, got schema {metrics.get('schema')!r} and "
+            f"{path} must have schema {SCHEMA} and at least one SAE, got schema {metrics.get('schema')!r} and "
             f"{len(metrics.get('saes') or [])} SAEs; run train_sae.py again, it writes the file anew"
         )
     return Findings(_group(metrics, results_dir / "details"), metrics.get("datasets") or [])
