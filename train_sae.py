@@ -203,8 +203,6 @@ def train(args: argparse.Namespace, machines: "Machines", dtype: "torch.dtype") 
     from sae_utils.training.tracking import Tracking, choose_wandb_mode
 
     is_main = machines.workers.is_main
-    choice, settings = grid_choice(args), training_settings(args)
-    checkpoints = Checkpoints(args.checkpoint_dir, args.save_every, args.overwrite)
     comparison = ComparisonSettings(
         args.datasets_dir, machines.device, args.batch_size, args.random_tokens, quiet=args.quiet
     )
@@ -214,6 +212,8 @@ def train(args: argparse.Namespace, machines: "Machines", dtype: "torch.dtype") 
         saes = find_all_trained(args.checkpoint_dir)
         plan = f"{len(saes)} finished SAEs in {args.checkpoint_dir}"
     else:
+        choice, settings = grid_choice(args), training_settings(args)
+        checkpoints = Checkpoints(args.checkpoint_dir, args.save_every, args.overwrite)
         machines.check_shares(settings.batch_size, settings.layers)
         cells = plan_grid(choice, settings, dtype, machines.device, machines.workers)
         plan = describe_grid(cells, choice.seeds, machines)

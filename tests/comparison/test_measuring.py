@@ -150,6 +150,11 @@ def test_eval_only_over_the_folder_gives_what_the_run_gave(grid):
     assert everything() == before
 
 
+def test_eval_only_asks_nothing_of_the_flags_of_training(grid):
+    """It measures what is there, whatever would be trained."""
+    train_sae.main([*EVAL_ONLY, "--source_models", "--layers", "3", "3", "--num_seeds", "0"])
+
+
 def test_a_new_seed_adds_records_and_leaves_the_old_ones(grid, calls):
     whole = everything()
     for source in SOURCES:
