@@ -64,6 +64,7 @@ def test_another_number_of_processes_finishes_a_data_set(tiny, monkeypatch):
     assert all_bytes(Path("mixed/tiny_42_1.0_0.9")) == expected
 
 
+@pytest.mark.slow
 def test_two_processes_with_fixed_batches_make_the_data_set_of_one(tiny):
     """Begun by one process in the middle of a batch, finished by two."""
     expected = all_bytes(generate("--n", "50", "--batch_size", "8"))

@@ -42,7 +42,6 @@ def test_fixed_batches_put_every_sample_in_its_place(tiny, monkeypatch, goal):
     assert len(set(starts[3:])) == len(starts[3:]), "a batch was decoded twice by one run"
 
 
-@pytest.mark.slow
 def test_halved_fixed_batches_stay_aligned(neox, monkeypatch):
     source, settings, real = load(neox), SamplingSettings(max_length=16), sample_tokens
     seen = []
