@@ -25,8 +25,8 @@ if TYPE_CHECKING:  # their import takes seconds, which --help does not need
 
     from sae_utils.comparison.results import Results
     from sae_utils.comparison.trained import TrainedSae
+    from sae_utils.distributed import Workers
     from sae_utils.training.grid import GridChoice
-    from sae_utils.training.machines import Machines
     from sae_utils.training.settings import TrainingSettings
 
 
@@ -161,7 +161,7 @@ def start(args: argparse.Namespace) -> None:
     from sae_utils.dependencies import check_compiler, check_sparsify
 
     check_sparsify()
-    from sae_utils.devices import choose_device, choose_dtype, is_here
+    from sae_utils.devices import choose_device, is_here
     from sae_utils.distributed import find_launch, join_workers, leave_workers
     from sae_utils.progress import script_output
 
@@ -171,41 +171,36 @@ def start(args: argparse.Namespace) -> None:
         if on_gpu:
             check_compiler()
         workers = join_workers(on_gpus=on_gpu)
-        # Only now: what follows imports sparsify, which asks PyTorch for GPUs, and PyTorch says only once why it sees
-        # none.
-        from sae_utils.training.machines import find_machines
-
-        machines = find_machines(device, workers, distribute_modules=args.distribute_modules)
-        train(args, machines, choose_dtype(args.dtype, device))
+        train(args, device, workers)
         workers.wait()
     leave_workers()
 
 
-def train(args: argparse.Namespace, machines: "Machines", dtype: "torch.dtype") -> None:
+def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") -> None:
     """Plan, train, measure, match, report.
 
     Args:
         args: What is asked for.
-        machines: Where to compute.
-        dtype: Number format of the targets.
+        device: Where this process computes. It is chosen before sparsify is imported here, which asks PyTorch for GPUs,
+            too: PyTorch says only once why it sees none.
+        workers: The processes that work together.
 
     Raises:
         InputError: If a setting or an input has to be changed.
     """
     from sae_utils.comparison.features import describe_features
-    from sae_utils.comparison.groups import ComparisonSettings, group_saes
-    from sae_utils.comparison.measuring import measure
+    from sae_utils.comparison.groups import ComparisonSettings, find_sources_of, group_saes
+    from sae_utils.comparison.measuring import measure, read_known
     from sae_utils.comparison.pairs import match_seeds
     from sae_utils.comparison.trained import find_all_trained, find_trained
+    from sae_utils.devices import choose_dtype
     from sae_utils.training.folders import Checkpoints
     from sae_utils.training.grid import describe_grid, plan_grid
     from sae_utils.training.loop import train_grid
+    from sae_utils.training.machines import check_shares, find_machines
     from sae_utils.training.tracking import Tracking, choose_wandb_mode
 
-    is_main = machines.workers.is_main
-    comparison = ComparisonSettings(
-        args.datasets_dir, machines.device, args.batch_size, args.random_tokens, quiet=args.quiet
-    )
+    comparison = ComparisonSettings(args.datasets_dir, device, args.batch_size, args.random_tokens, quiet=args.quiet)
 
     # 1. Plan: find models and data sets, pack the tokens, and give every cell of the grid the same budget.
     if args.eval_only:
@@ -214,11 +209,13 @@ def train(args: argparse.Namespace, machines: "Machines", dtype: "torch.dtype") 
     else:
         choice, settings = grid_choice(args), training_settings(args)
         checkpoints = Checkpoints(args.checkpoint_dir, args.save_every, args.overwrite)
-        machines.check_shares(settings.batch_size, settings.layers)
-        cells = plan_grid(choice, settings, dtype, machines.device, machines.workers)
+        distribution = {"distribute_modules": args.distribute_modules}
+        check_shares(settings.batch_size, len(settings.layers), workers.n, **distribution)
+        cells = plan_grid(choice, settings, choose_dtype(args.dtype, device), device, workers)
+        machines = find_machines(device, workers, **distribution)
         plan = describe_grid(cells, choice.seeds, machines)
-    tracking = Tracking(machines.workers.agree(choose_wandb_mode(args.wandb_mode)), args.project_name, args.entity)
-    if is_main:
+    tracking = Tracking(workers.agree(choose_wandb_mode(args.wandb_mode)), args.project_name, args.entity)
+    if workers.is_main:
         print(plan, flush=True)
     if args.dry_run:
         return
@@ -226,18 +223,20 @@ def train(args: argparse.Namespace, machines: "Machines", dtype: "torch.dtype") 
     # 2. Train each cell: layers and seeds in one pass of the target model.
     if not args.eval_only:
         saes = find_trained(train_grid(cells, choice.seeds, machines, checkpoints, tracking, quiet=args.quiet))
-    if args.train_only or not is_main:
+    if args.train_only or not workers.is_main:
         return
 
-    # 3. Measure every SAE on every source and on random tokens.
-    groups = group_saes(saes, comparison)
-    results = measure(groups, args.results_dir)
+    # 3. Measure every SAE on every source and on random tokens.  4. Match every two that differ in the seed alone, and
+    # see what their latents fire on. One target after the other, as each is loaded once.
+    sources = find_sources_of(saes, args.datasets_dir)
+    results = read_known(args.results_dir, saes, sources)
+    for group in group_saes(saes, sources, comparison):
+        measure(group, results)
+        match_seeds(group.saes, results, device)
+        describe_features(group, results)
+    results.save()
 
-    # 4. Match every two SAEs that differ in the seed alone.
-    match_seeds(groups, results)
-
-    # 5. Report: what latents fire on, figures, a page, tables, W&B.
-    describe_features(groups, results)
+    # 5. Report: figures, a page, tables, W&B.
     report(results, saes, tracking.mode, exports_to=args.checkpoint_dir if args.export else None)
 
 

@@ -24,7 +24,7 @@ from training import add_record, call_saelens
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import generate_datasets
 import train_sae
-from sae_utils.comparison.groups import ComparisonSettings, group_saes
+from sae_utils.comparison.groups import ComparisonSettings, find_sources_of, group_saes
 from sae_utils.comparison.saelens_export import export_saelens
 from sae_utils.comparison.trained import TrainedSae, find_all_trained
 from sae_utils.evaluation.activations import encode, layer_outputs
@@ -66,7 +66,8 @@ def train_saes(args: argparse.Namespace, folder: Path) -> list[TrainedSae]:
 def check(args: argparse.Namespace, trained: TrainedSae, export: Path, inputs: Path) -> dict[str, Any]:
     """What SAELens finds, beside what sparsify finds, for one SAE."""
     device = torch.device("cpu")
-    (group,) = group_saes([trained], ComparisonSettings(inputs.parent / "datasets", device))
+    settings = ComparisonSettings(inputs.parent / "datasets", device)
+    (group,) = group_saes([trained], find_sources_of([trained], settings.datasets_dir), settings)
     target = group.load_target()
     chunks = group.held_out(group.sources[trained.key[1]], target)
     ids = torch.stack([chunks[row]["input_ids"] for row in range(len(chunks))])

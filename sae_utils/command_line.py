@@ -59,7 +59,9 @@ def add_running_flags(parser: argparse.ArgumentParser) -> None:
         "float32",
     )
     running.add_argument(
-        "--overwrite", action="store_true", help="throw away what stands there, finished or not, and begin again"
+        "--overwrite",
+        action="store_true",
+        help="throw away what stands there, finished or not, instead of continuing it",
     )
     running.add_argument(
         "--dry_run", action="store_true", help="print what would be done and stop; --device cuda needs no GPU"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sae_utils.errors import InputError
+from sae_utils.errors import InputError, check_positive
 
 EXPANSION_FACTORS = {"pythia-1.4b": 20, "pythia-2.8b": 16}
 """Latents per residual dimension; 20 x 2048 and 16 x 2560 are both 40,960 latents, so dictionaries compare."""
@@ -24,9 +24,7 @@ class DictionarySize:
     """Value of --num_latents, if given."""
 
     def __post_init__(self) -> None:
-        for flag in ("expansion_factor", "num_latents"):
-            if (value := getattr(self, flag)) is not None and value < 1:
-                raise InputError(f"--{flag} must be at least 1, got {value}")
+        check_positive(expansion_factor=self.expansion_factor, num_latents=self.num_latents)
         if self.expansion_factor is not None and self.num_latents is not None:
             raise InputError(
                 f"--expansion_factor and --num_latents both set the dictionary size, got {self.expansion_factor} and "

@@ -1,11 +1,21 @@
-"""One run at a time for a data set or a cell: locks in a hidden folder, which is gone when nothing is running."""
+"""One run at a time for a data set or a cell: locks in a hidden folder, which is gone when nothing is running.
+
+A run that was killed leaves its file there, which nobody holds; it goes with the next run.
+"""
 
 import contextlib
+import errno
+import fcntl
+import logging
+import os
+import tempfile
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
 from sae_utils.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 FOLDER = ".locks"
 """Folder of the locks, inside the folder of what is locked."""
@@ -13,9 +23,12 @@ FOLDER = ".locks"
 PATIENCE_SEC = 0.5
 """How long to try: a lock that is just being given back is not held by another run."""
 
-
 N_ATTEMPTS = 100
-"""How often to try while other runs make the folder and take it away; if it is not that, the error is shown."""
+"""How often to try while other runs make the files and take them away; if it is not that, the error is shown."""
+
+
+class _NamelessError(Exception):
+    """The file that was locked is not the one of this name any more."""
 
 
 class Lock:
@@ -41,12 +54,16 @@ class Lock:
         for is_last in [*[False] * N_ATTEMPTS, True]:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file_lock = FileLock(self.path)
-                self._file_lock.acquire(timeout=PATIENCE_SEC, poll_interval=0.05)
+                if has_flock(self.path.parent):
+                    self._held = FileLock(self.path, on_acquired=self._check_name)
+                else:
+                    logger.warning("%s: no flock on this file system, so a lock is no more than its file", self.path)
+                    self._held = SoftFileLock(self.path)
+                self._held.acquire(timeout=PATIENCE_SEC, poll_interval=0.05)
                 return
             except Timeout:
                 raise InputError(self.refusal) from None
-            except (FileNotFoundError, FileExistsError):  # another run took the folder away, or made it, just now
+            except (FileNotFoundError, FileExistsError, _NamelessError):  # other runs come and go just now
                 if is_last:
                     raise
 
@@ -54,12 +71,25 @@ class Lock:
         """Give the lock back, and remove what was made for it.
 
         The file goes first: whoever has opened it meanwhile finds, once the lock is his, that it has no name any more,
-        and tries again (`filelock` sees to that).
+        and tries again.
         """
-        self.path.unlink(missing_ok=True)
-        self._file_lock.release()
+        if isinstance(self._held, FileLock):  # the other kind is free as soon as it has no file, and removes it itself
+            self.path.unlink(missing_ok=True)
+        self._held.release()
         with contextlib.suppress(OSError):  # not empty: other runs hold locks there; or gone already
             self.path.parent.rmdir()
+
+    def _check_name(self, descriptor: int) -> None:
+        """Give a lock back, by an exception, whose file was taken away while it was waited for.
+
+        filelock itself looks at the number of the file's names, which on NFS is not 0 as long as somebody holds it.
+        """
+        try:
+            named = self.path.stat()
+        except FileNotFoundError as err:
+            raise _NamelessError from err
+        if not os.path.samestat(named, os.fstat(descriptor)):
+            raise _NamelessError
 
     def __enter__(self) -> "Lock":
         self.acquire()
@@ -67,3 +97,15 @@ class Lock:
 
     def __exit__(self, *exception: object) -> None:
         self.release()
+
+
+def has_flock(folder: Path) -> bool:
+    """Whether files of a folder can be locked; some network file systems are mounted without."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as err:
+            if err.errno != errno.ENOSYS:
+                raise
+            return False
+    return True

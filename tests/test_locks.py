@@ -1,3 +1,6 @@
+import errno
+import fcntl
+import itertools
 import os
 import signal
 import time
@@ -82,6 +85,37 @@ def test_the_name_goes_before_the_lock(monkeypatch):
     with lock():
         pass
     assert seen and not any(seen)
+
+
+def test_a_file_that_lost_its_name_is_not_the_lock(monkeypatch):
+    """On NFS a file that is removed while it is open gets another name, so that it seems to be there still."""
+    flock, n_calls = fcntl.flock, itertools.count()
+
+    def after_the_name_went(descriptor, operation) -> None:
+        if next(n_calls) == 1:  # the first call asks whether there are locks at all
+            os.rename(".locks/a.lock", ".nfs0001")
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", after_the_name_went)
+    with lock():
+        assert Path(".locks/a.lock").exists()
+        with pytest.raises(InputError, match=REFUSAL):
+            lock().acquire()
+    assert [path.name for path in HERE.iterdir()] == [".nfs0001"]
+
+
+def test_without_flock_the_file_is_the_lock(monkeypatch, caplog):
+    """As on some clusters' file systems; it is said."""
+
+    def refuse(descriptor, operation) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with lock():
+        assert "no flock on this file system" in caplog.text
+        with pytest.raises(InputError, match=REFUSAL):
+            lock().acquire()
+    assert list(HERE.iterdir()) == []
 
 
 def take_turns(n_turns: int) -> None:

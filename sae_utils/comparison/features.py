@@ -20,21 +20,20 @@ Arrays = Mapping[str, np.ndarray]
 """Arrays of one target, source and layer, by name."""
 
 
-def describe_features(groups: Sequence[Group], results: Results) -> None:
+def describe_features(group: Group, results: Results) -> None:
     """Write the top contexts of some latents of every SAE beside the results, where they are not known yet."""
-    for group in groups:
-        for source, layer in dict.fromkeys(sae.key[1:3] for sae in group.saes):
-            members = [sae for sae in group.saes if sae.key[1:3] == (source, layer)]
-            path = results.arrays_path(group.name, source, layer).with_suffix(".features.json")
-            about = {
-                "n_latents": members[0].record["n_latents"],
-                "how_chosen": HOW_CHOSEN,
-                "weights_fingerprints": [[sae.seed, sae.weights_fingerprint] for sae in members],
-                "n_random_tokens": group.settings.n_random_tokens,
-            }
-            if not are_known(path, about):
-                seeds = describe_layer(group, members, results.arrays(group.name, source, layer))
-                write_json(path, about | {"seeds": seeds})
+    for source, layer in dict.fromkeys(sae.key[1:3] for sae in group.saes):
+        members = [sae for sae in group.saes if sae.key[1:3] == (source, layer)]
+        path = results.arrays_path(group.name, source, layer).with_suffix(".features.json")
+        about = {
+            "n_latents": members[0].record["n_latents"],
+            "how_chosen": HOW_CHOSEN,
+            "weights_fingerprints": [[sae.seed, sae.weights_fingerprint] for sae in members],
+            "n_random_tokens": group.settings.n_random_tokens,
+        }
+        if not are_known(path, about):
+            seeds = describe_layer(group, members, results.arrays(group.name, source, layer))
+            write_json(path, about | {"seeds": seeds})
 
 
 def describe_layer(group: Group, members: Sequence[TrainedSae], arrays: Arrays) -> dict[str, list[dict[str, Any]]]:

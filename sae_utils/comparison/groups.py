@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from sae_utils.comparison.trained import TrainedSae
 from sae_utils.devices import DTYPES
-from sae_utils.errors import InputError
+from sae_utils.errors import InputError, check_positive
 from sae_utils.evaluation.splicing import LOGITS_AT_ONCE
 from sae_utils.memory import DENSE_COPIES, LATENT_COPIES, USABLE_SHARE, free_bytes, release_memory, sae_bytes
 from sae_utils.models import LoadedModel, load_causal_lm
@@ -48,29 +48,10 @@ class ComparisonSettings:
     """No bars."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise InputError(f"--batch_size must be at least 1, got {self.batch_size}")
-        if self.n_random_tokens < 1:
-            raise InputError(f"--random_tokens must be at least 1, got {self.n_random_tokens}")
+        check_positive(batch_size=self.batch_size, random_tokens=self.n_random_tokens)
 
 
-class TargetLoader:
-    """Target models, loaded when a step first needs one. One is kept, so that the next step finds it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._loaded: tuple[tuple[str, str], LoadedModel] | None = None
-
-    def load(self, reference: str, dtype: str) -> LoadedModel:
-        """A whole model by its hub id or folder, in this number format."""
-        if self._loaded is None or self._loaded[0] != (reference, dtype):
-            self._loaded = None
-            release_memory(self.device)  # of the one before
-            self._loaded = (reference, dtype), load_causal_lm(reference, self.device, DTYPES[dtype])
-        return self._loaded[1]
-
-
-@dataclass(frozen=True)
+@dataclass
 class Group:
     """SAEs of one target that are measured on the same sequences."""
 
@@ -83,8 +64,8 @@ class Group:
     settings: ComparisonSettings
     """How."""
 
-    targets: "TargetLoader"
-    """Where the target comes from."""
+    _target: LoadedModel | None = None
+    """The target, once a step has needed it."""
 
     @property
     def name(self) -> str:
@@ -92,9 +73,16 @@ class Group:
         return self.saes[0].record["target"]
 
     def load_target(self) -> LoadedModel:
-        """The whole target model; loaded again only if that of another group was, since."""
-        reference, dtype, _, _ = self.saes[0].eval_shape
-        return self.targets.load(reference, dtype)
+        """The whole target model, loaded once."""
+        if self._target is None:
+            reference, dtype, _, _ = self.saes[0].eval_shape
+            self._target = load_causal_lm(reference, self.settings.device, DTYPES[dtype])
+        return self._target
+
+    def release_target(self) -> None:
+        """Give the target's memory back."""
+        self._target = None
+        release_memory(self.settings.device)
 
     def held_out(self, source: Source, target: LoadedModel) -> Chunks:
         """The last sequences of a source, which no SAE of the group was trained on."""
@@ -142,17 +130,18 @@ class Group:
         return token_bar(f"{self.name} {what}", total=n_tokens, quiet=self.settings.quiet)
 
 
-def group_saes(saes: Sequence[TrainedSae], settings: ComparisonSettings) -> list[Group]:
+def group_saes(saes: Sequence[TrainedSae], sources: dict[str, Source], settings: ComparisonSettings) -> Iterator[Group]:
     """SAEs put together by target, its number format, and the sequences that they are measured on.
 
-    Raises:
-        InputError: If a source has changed since an SAE was trained on it.
+    Whoever goes through the groups has the target of one at a time in memory.
     """
-    sources, targets = find_sources_of(saes, settings.datasets_dir), TargetLoader(settings.device)
     by_shape: dict[tuple, list[TrainedSae]] = {}
     for sae in saes:
         by_shape.setdefault(sae.eval_shape, []).append(sae)
-    return [Group(members, sources, settings, targets) for members in by_shape.values()]
+    for members in by_shape.values():
+        group = Group(members, sources, settings)
+        yield group
+        group.release_target()
 
 
 def find_sources_of(saes: Sequence[TrainedSae], datasets_dir: Path) -> dict[str, Source]:

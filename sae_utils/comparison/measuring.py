@@ -4,7 +4,7 @@ Every number is tied to the weights and the data it was measured on. What is kno
 is written as soon as a step is done, and a run that was stopped goes on with the next step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,20 @@ RANDOM_SEED = 0
 """Seed of the random tokens: the same for all SAEs, so that their fake features compare."""
 
 
-def measure(groups: Sequence[Group], results_dir: Path) -> Results:
-    """Measure what is not known yet about these SAEs; everything that is known about them and others."""
+def read_known(results_dir: Path, saes: Sequence[TrainedSae], sources: Mapping[str, Source]) -> Results:
+    """What earlier runs found about these SAEs, as far as it still holds, and about others."""
     results = read_results(results_dir)
-    for group in groups:
-        results.datasets |= {name: dataset_record(source) for name, source in group.sources.items()}
-        results.saes |= {sae.key: known_record(results, sae) for sae in group.saes}
+    results.datasets |= {name: dataset_record(source) for name, source in sources.items()}
+    results.saes |= {sae.key: known_record(results, sae) for sae in saes}
     results.pairs = {key: pair for key, pair in results.pairs.items() if is_current(results, pair)}
-    for group in groups:
-        for source in group.sources.values():
-            evaluate_on(group, source, results)
-        count_fakes(group, results)
-    results.save()
     return results
+
+
+def measure(group: Group, results: Results) -> None:
+    """Add what is not known yet about the SAEs of a group, on every source and on random tokens."""
+    for source in group.sources.values():
+        evaluate_on(group, source, results)
+    count_fakes(group, results)
 
 
 def known_record(results: Results, sae: TrainedSae) -> dict[str, Any]:

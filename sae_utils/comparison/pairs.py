@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from sae_utils.comparison.groups import Group
 from sae_utils.comparison.results import Results, pair_key, read_arrays, write_arrays
 from sae_utils.comparison.stability import Floor, compare_dictionaries, directions, untrained_floor
 from sae_utils.comparison.trained import TrainedSae
@@ -20,12 +19,11 @@ STATUS_INTERVAL_SEC = 20.0
 """Time between status lines of a matching."""
 
 
-def match_seeds(groups: Sequence[Group], results: Results) -> None:
-    """Add the agreement of every two seeds of a target, source and layer to the results."""
-    for group in groups:
-        for a, b in itertools.combinations(group.saes, 2):
-            if a.key[:3] == b.key[:3] and (*a.key, b.seed) not in results.pairs:
-                match_pair(a, b, results, group.settings.device)
+def match_seeds(saes: Sequence[TrainedSae], results: Results, device: torch.device) -> None:
+    """Add the agreement of every two seeds of a target, source and layer, all of them measured, to the results."""
+    for a, b in itertools.combinations(saes, 2):
+        if a.key[:3] == b.key[:3] and (*a.key, b.seed) not in results.pairs:
+            match_pair(a, b, results, device)
 
 
 def match_pair(a: TrainedSae, b: TrainedSae, results: Results, device: torch.device) -> None:

@@ -160,7 +160,7 @@ def run_job(checked: CheckedJob, workers: Workers, *, quiet: bool = False) -> st
     if not job.overwrite and (outcome := workers.agree(describe_if_finished(job))):
         return outcome
     source = load_causal_lm(job.reference, job.device, job.dtype)
-    growing = GrowingDataset(job.folder, full_settings(source, job.settings), overwrite=job.overwrite)
+    growing = GrowingDataset(job.folder, full_settings(source, job.settings, job.dtype), overwrite=job.overwrite)
     prepare_for_sampling_(source.model)
     with growing if workers.is_main else contextlib.nullcontext():
         sample_until_goal(

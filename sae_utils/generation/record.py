@@ -21,10 +21,10 @@ def asked_settings(reference: str, settings: SamplingSettings, dtype: torch.dtyp
     return {"model": short_name(reference), **asdict(settings), "dtype": dtype_name(dtype)}
 
 
-def full_settings(source: LoadedModel, settings: SamplingSettings) -> dict[str, Any]:
+def full_settings(source: LoadedModel, settings: SamplingSettings, dtype: torch.dtype) -> dict[str, Any]:
     """Everything that a sample depends on. The model is read as it was loaded, before it is prepared for sampling."""
     return {
-        **asked_settings(source.reference, settings, source.model.dtype),
+        **asked_settings(source.reference, settings, dtype),
         "model_fingerprint": fingerprint_model(source.model),
         "tokenizer_fingerprint": fingerprint_tokenizer(source.tokenizer),
         "bos_id": source.bos_id,

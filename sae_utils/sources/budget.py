@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sae_utils.errors import InputError
+from sae_utils.errors import InputError, check_positive
 
 EVAL_SHARE = 0.05
 """Share of the smallest source that is held out when --eval_tokens is not given."""
@@ -23,9 +23,7 @@ class TokenLimits:
     """Tokens to hold out; None for 5 % of the smallest source, at most 131,072."""
 
     def __post_init__(self) -> None:
-        for flag in ("max_tokens", "eval_tokens"):
-            if (value := getattr(self, flag)) is not None and value < 1:
-                raise InputError(f"--{flag} must be at least 1, got {value}")
+        check_positive(max_tokens=self.max_tokens, eval_tokens=self.eval_tokens)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Finished SAEs: their folders, written whole, and their records, read again.
+"""Finished SAEs: their folders and their records, written whole.
 
 <target>_from_<source>_seed_<s>/layers.<L>/cfg.json, sae.safetensors    what `SparseCoder.load_many` reads
                                 config.json                              model, dataset, ctx_len, hooked modules

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae_utils.errors import InputError
+from sae_utils.errors import check_positive
 from sae_utils.paths import UNFINISHED_SUFFIX, cell_name, seed_dir
 from sae_utils.records import remove_folder
 from sae_utils.training.passes import Pass
@@ -79,8 +79,7 @@ class Checkpoints:
     """Throw away what stands there, instead of continuing it."""
 
     def __post_init__(self) -> None:
-        if self.save_every < 1:
-            raise InputError(f"--save_every must be at least 1, got {self.save_every}")
+        check_positive(save_every=self.save_every)
 
     def of(self, target: str, source: str) -> CellFolders:
         """The folders of one cell, by the names of its target and its source."""

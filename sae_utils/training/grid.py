@@ -7,7 +7,7 @@ import torch
 
 from sae_utils.devices import dtype_name
 from sae_utils.distributed import Workers
-from sae_utils.errors import InputError
+from sae_utils.errors import InputError, check_positive
 from sae_utils.expansion import DictionarySize, check_latents_on_gpu
 from sae_utils.memory import NOT_HERE, sae_bytes
 from sae_utils.models import (
@@ -48,8 +48,7 @@ class GridChoice:
     """How many tokens they get."""
 
     def __post_init__(self) -> None:
-        if self.n_seeds < 1:
-            raise InputError(f"--num_seeds must be at least 1, got {self.n_seeds}")
+        check_positive(num_seeds=self.n_seeds)
 
     @property
     def seeds(self) -> range:

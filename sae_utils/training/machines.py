@@ -13,7 +13,10 @@ from sae_utils.training.passes import Pass, PassMemory, plan_passes
 
 @dataclass(frozen=True)
 class Machines:
-    """The processes that train together, seen from one of them. Nothing here shows in the weights but by rounding."""
+    """The processes that train together, seen from one of them.
+
+    Nothing here but the kind of device, which draws the first weights, shows in the weights other than by rounding.
+    """
 
     device: torch.device
     """Where this process computes."""
@@ -42,25 +45,28 @@ class Machines:
         n_fit = len(layers) * len(seeds) if self.free_bytes is None else memory.fitting(self.free_bytes)
         return plan_passes(layers, seeds, n_fit, n_layers_together=self.n_layers_together)
 
-    def check_shares(self, batch_size: int, layers: Sequence[int]) -> None:
-        """Refuse what cannot be shared out evenly.
 
-        Raises:
-            InputError: If the sequences of a batch, or the layers, cannot be divided among the processes.
-        """
-        n = self.workers.n
-        if batch_size % n:
-            raise InputError(
-                f"--batch_size counts the sequences of all processes and must be a multiple of their number, got "
-                f"{batch_size} for {n} processes"
-            )
-        if self.distribute_modules and (n == 1 or len(layers) % n):
-            raise InputError(
-                f"--distribute_modules needs several processes, started by torchrun, and a number of --layers that is "
-                f"a multiple of theirs, got {len(layers)} layers for {n} process{'es' if n > 1 else ''}"
-            )
+def check_shares(batch_size: int, n_layers: int, n_processes: int, *, distribute_modules: bool) -> None:
+    """Refuse what cannot be shared out evenly.
+
+    Raises:
+        InputError: If the sequences of a batch, or the layers, cannot be divided among the processes.
+    """
+    if batch_size % n_processes:
+        raise InputError(
+            f"--batch_size counts the sequences of all processes and must be a multiple of their number, got "
+            f"{batch_size} for {n_processes} processes"
+        )
+    if distribute_modules and (n_processes == 1 or n_layers % n_processes):
+        raise InputError(
+            f"--distribute_modules needs several processes, started by torchrun, and a number of --layers that is a "
+            f"multiple of theirs, got {n_layers} layers for {n_processes} process{'es' if n_processes > 1 else ''}"
+        )
 
 
 def find_machines(device: torch.device, workers: Workers, *, distribute_modules: bool) -> Machines:
-    """The device of this process and the others, with one number for the memory: it decides how all divide the work."""
+    """The device of this process and the others, with the memory that the main one's has left now.
+
+    All get one number, as it decides how they divide the work.
+    """
     return Machines(device, workers.agree(free_bytes(device)), workers, distribute_modules)

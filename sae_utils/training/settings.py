@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sae_utils.errors import InputError
+from sae_utils.errors import InputError, check_positive
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,12 @@ class TrainingSettings:
     """Order of the training sequences."""
 
     def __post_init__(self) -> None:
-        for flag in ("k", "batch_size", "grad_acc_steps", "micro_acc_steps"):
-            if getattr(self, flag) < 1:
-                raise InputError(f"--{flag} must be at least 1, got {getattr(self, flag)}")
+        check_positive(
+            k=self.k,
+            batch_size=self.batch_size,
+            grad_acc_steps=self.grad_acc_steps,
+            micro_acc_steps=self.micro_acc_steps,
+        )
         if self.ctx_len < 2:
             raise InputError(f"--ctx_len must be at least 2 tokens, got {self.ctx_len}")
         if not self.layers or len(set(self.layers)) != len(self.layers):

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sae_utils.comparison.features import describe_features
-from sae_utils.comparison.groups import ComparisonSettings, group_saes
-from sae_utils.comparison.measuring import measure
+from sae_utils.comparison.groups import ComparisonSettings, find_sources_of, group_saes
+from sae_utils.comparison.measuring import measure, read_known
 from sae_utils.comparison.pairs import match_seeds
 from sae_utils.comparison.results import Results, read_arrays
 from sae_utils.comparison.trained import TrainedSae, find_all_trained
@@ -84,8 +84,11 @@ def compare_all(*, seeds: Sequence[int] = SEEDS, sources: Sequence[str] = SOURCE
 
 def compare(saes: Sequence[TrainedSae], results_dir: Path, how: ComparisonSettings) -> Results:
     """The steps between training and report, as `train_sae.py` takes them."""
-    groups = group_saes(saes, how)
-    results = measure(groups, results_dir)
-    match_seeds(groups, results)
-    describe_features(groups, results)
+    sources = find_sources_of(saes, how.datasets_dir)
+    results = read_known(results_dir, saes, sources)
+    for group in group_saes(saes, sources, how):
+        measure(group, results)
+        match_seeds(group.saes, results, how.device)
+        describe_features(group, results)
+    results.save()
     return results

@@ -53,7 +53,7 @@ def test_saes_that_were_measured_leave_memory_before_the_next_come(grid, monkeyp
     """Or a device that holds n of them would have to hold 2 n."""
     monkeypatch.setattr(groups, "free_bytes", lambda device: 0)
     saes = find_all_trained(Path("checkpoints"))
-    (group,), parts = group_saes(saes, settings()), []
+    (group,), parts = group_saes(saes, {}, settings()), []
     for hooked in group.in_memory(saes, group.load_target()):
         assert [len(part) for part in parts] == [0] * len(parts)
         assert len(hooked) == 1
@@ -64,7 +64,7 @@ def test_saes_that_were_measured_leave_memory_before_the_next_come(grid, monkeyp
 def test_room_is_left_for_what_a_batch_needs(grid, monkeypatch):
     """Filled with SAEs alone, a device has no place for the logits of a large vocabulary."""
     saes = find_all_trained(Path("checkpoints"))
-    (group,) = group_saes(saes, settings())
+    (group,) = group_saes(saes, {}, settings())
     target = group.load_target()
     n_tokens, vocab = 2 * 32, len(target.tokenizer)
     logits, pieces = 2 * 4 * n_tokens * vocab, 5 * 4 * n_tokens * vocab

@@ -1,8 +1,10 @@
 """SAEs of one target on two sources, one of another tokenizer, 2 layers and 3 seeds: what is measured, and when."""
 
+import gc
 import itertools
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,7 @@ from sae_utils.comparison import groups, measuring, pairs
 from sae_utils.evaluation.random_tokens import known_ids, measure_random_firing, random_sequences
 from sae_utils.evaluation.reconstruction import measure_reconstruction
 from sae_utils.evaluation.splicing import measure_splices
+from sae_utils.report import figures
 
 
 @pytest.fixture
@@ -152,7 +155,28 @@ def test_eval_only_over_the_folder_gives_what_the_run_gave(grid):
 
 def test_eval_only_asks_nothing_of_the_flags_of_training(grid):
     """It measures what is there, whatever would be trained."""
-    train_sae.main([*EVAL_ONLY, "--source_models", "--layers", "3", "3", "--num_seeds", "0"])
+    train_sae.main([*EVAL_ONLY, "--source_models", "--layers", "3", "3", "--num_seeds", "0", "--dtype", "nonsense"])
+
+
+def test_the_target_is_loaded_once_and_gone_before_the_report(grid, monkeypatch):
+    """It is the largest thing there is, and figures do not need it."""
+    shutil.rmtree("results")
+    load, write, loaded, seen = groups.load_causal_lm, figures.write_figures, [], []
+
+    def watched(*args):
+        source = load(*args)
+        loaded.append(weakref.ref(source.model))
+        return source
+
+    def look(folder):
+        gc.collect()
+        seen.extend(each() for each in loaded)
+        return write(folder)
+
+    monkeypatch.setattr(groups, "load_causal_lm", watched)
+    monkeypatch.setattr(figures, "write_figures", look)
+    train_sae.main(EVAL_ONLY)
+    assert seen == [None]
 
 
 def test_a_new_seed_adds_records_and_leaves_the_old_ones(grid, calls):

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
 import weakref
@@ -46,6 +47,21 @@ def test_several_passes_train_what_one_does(tiny, monkeypatch, capsys, n_passes)
     train("--checkpoint_dir", "divided")
     assert f"{n_passes} passes (layers 0, seeds 0" in capsys.readouterr().out
     assert_same_folders("checkpoints", "divided")
+
+
+def test_memory_is_looked_at_after_packing(tiny, monkeypatch, capsys):
+    """Packing may take hours, in which others fill the device; the number decides into how many passes a cell goes."""
+    generate("--num_tokens", "2000")
+    memory = planned()[0].memory(is_replicated=False)
+    shutil.rmtree("datasets/.packed")
+    monkeypatch.setattr(
+        machines,
+        "free_bytes",
+        lambda device: int(memory.of(2 if list(Path("datasets").glob(".packed/*.npy")) else 4) / 0.85) + 1,
+    )
+    capsys.readouterr()
+    train_sae.main([*TRAIN, "--dry_run"])
+    assert "2 passes" in capsys.readouterr().out
 
 
 def planned(*flags: str) -> list[Cell]:

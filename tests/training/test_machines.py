@@ -3,7 +3,7 @@ import torch
 
 from sae_utils.distributed import Workers
 from sae_utils.errors import InputError
-from sae_utils.training.machines import Machines
+from sae_utils.training.machines import Machines, check_shares
 from sae_utils.training.passes import PassMemory
 
 CPU = torch.device("cpu")
@@ -41,6 +41,5 @@ def test_distributed_layers_are_planned_for_all_processes():
     ],
 )
 def test_what_cannot_be_shared_out_is_refused(n, distribute, batch_size, n_layers, message):
-    machines = Machines(CPU, 0, Workers(0, n), distribute)
     with pytest.raises(InputError, match=message):
-        machines.check_shares(batch_size, range(n_layers))
+        check_shares(batch_size, n_layers, n, distribute_modules=distribute)
