@@ -57,8 +57,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, check, then sample one data set per model."""
-    stopped = "stopped; finished samples are kept, the same command goes on from there"
-    run_script(build_parser(), generate, argv, when_stopped=stopped)
+    run_script(build_parser(), generate, argv, when_stopped=how_to_go_on)
+
+
+def how_to_go_on(args: argparse.Namespace) -> str:
+    """What to say when the script was asked to end."""
+    same = "the same command without --overwrite" if args.overwrite else "the same command"
+    return f"stopped; finished samples are kept, {same} goes on from there"
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -68,6 +73,7 @@ def generate(args: argparse.Namespace) -> None:
         InputError: If a setting or an input has to be changed.
     """
     from sae_utils.devices import choose_device, choose_dtype
+    from sae_utils.disk import check_writable
     from sae_utils.distributed import find_launch, join_workers, leave_workers
     from sae_utils.generation.job import GenerationJob, check_jobs, run_job
     from sae_utils.generation.sampling import SamplingSettings
@@ -76,6 +82,7 @@ def generate(args: argparse.Namespace) -> None:
 
     with script_output(quiet=args.quiet or not find_launch().is_main):
         # 1. Check every setting and every model's configuration before anything large is loaded.
+        check_writable(args.output_dir, "output_dir")
         settings = SamplingSettings(args.seed, args.temperature, args.top_p, args.max_length)
         goal = Goal(None if args.num_tokens is not None else args.n, args.num_tokens)
         device = choose_device(args.device, is_plan=args.dry_run)
@@ -90,6 +97,7 @@ def generate(args: argparse.Namespace) -> None:
         for job in jobs:
             if workers.is_main:
                 print(job.describe(), flush=True)
+            job.check_room()
         for job in [] if args.dry_run else jobs:
             outcome = run_job(job, workers, quiet=args.quiet)
             if workers.is_main:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:  # their import takes seconds, which --help does not need
     import torch
 
     from sae_utils.comparison.results import Results
-    from sae_utils.comparison.trained import TrainedSae
+    from sae_utils.comparison.trained import Damaged, TrainedSae
     from sae_utils.distributed import Workers
+    from sae_utils.sources.packs import Packs
     from sae_utils.training.grid import GridChoice
     from sae_utils.training.settings import TrainingSettings
 
@@ -149,7 +150,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, check, then train and measure the whole grid."""
-    run_script(build_parser(), start, argv, when_stopped="stopped; the same command goes on from the last checkpoint")
+    run_script(build_parser(), start, argv, when_stopped=how_to_go_on)
+
+
+def how_to_go_on(args: argparse.Namespace) -> str:
+    """What to say when the script was asked to end."""
+    same = "the same command without --overwrite" if args.overwrite else "the same command"
+    return f"stopped; {same} goes on from the last {'measurement' if args.eval_only else 'checkpoint'}"
 
 
 def start(args: argparse.Namespace) -> None:
@@ -189,22 +196,29 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         InputError: If a setting or an input has to be changed.
     """
     from sae_utils.comparison.features import describe_features
-    from sae_utils.comparison.groups import ComparisonSettings, find_sources_of, group_saes
+    from sae_utils.comparison.groups import ComparisonSettings, group_saes
     from sae_utils.comparison.measuring import measure, read_known
     from sae_utils.comparison.pairs import match_seeds
-    from sae_utils.comparison.trained import find_all_trained, find_trained
+    from sae_utils.comparison.trained import check_none_left_out, find_all_trained, find_trained
+    from sae_utils.comparison.whereabouts import Whereabouts, find_sources_of
     from sae_utils.devices import choose_dtype
     from sae_utils.training.folders import Checkpoints
     from sae_utils.training.grid import describe_grid, plan_grid
     from sae_utils.training.loop import train_grid
     from sae_utils.training.machines import check_shares, find_machines
+    from sae_utils.training.room import check_room
     from sae_utils.training.tracking import Tracking, choose_wandb_mode
 
-    comparison = ComparisonSettings(args.datasets_dir, device, args.batch_size, args.random_tokens, quiet=args.quiet)
+    check_places(args)
+    where = Whereabouts(
+        args.datasets_dir, packs_of(args), whole_names(args, args.target_models), tuple(args.text_datasets)
+    )
+    comparison = ComparisonSettings(where, device, args.batch_size, args.random_tokens, quiet=args.quiet)
+    damaged: list[Damaged] = []
 
     # 1. Plan: find models and data sets, pack the tokens, and give every cell of the grid the same budget.
     if args.eval_only:
-        saes = find_all_trained(args.checkpoint_dir)
+        saes, damaged = find_all_trained(args.checkpoint_dir)
         plan = f"{len(saes)} finished SAEs in {args.checkpoint_dir}"
     else:
         choice, settings = grid_choice(args), training_settings(args)
@@ -213,10 +227,12 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         check_shares(settings.batch_size, len(settings.layers), workers.n, **distribution)
         cells = plan_grid(choice, settings, choose_dtype(args.dtype, device), device, workers)
         machines = find_machines(device, workers, **distribution)
-        plan = describe_grid(cells, choice.seeds, machines)
+        plan = describe_grid(cells, choice.seeds, machines, checkpoints.folder)
     tracking = Tracking(workers.agree(choose_wandb_mode(args.wandb_mode)), args.project_name, args.entity)
     if workers.is_main:
         print(plan, flush=True)
+    if not args.eval_only:
+        check_room(cells, choice.seeds, machines, checkpoints)
     if args.dry_run:
         return
 
@@ -228,7 +244,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
 
     # 3. Measure every SAE on every source and on random tokens.  4. Match every two that differ in the seed alone, and
     # see what their latents fire on. One target after the other, as each is loaded once.
-    sources = find_sources_of(saes, args.datasets_dir)
+    sources = find_sources_of(saes, where)
     results = read_known(args.results_dir, saes, sources)
     for group in group_saes(saes, sources, comparison):
         measure(group, results)
@@ -238,24 +254,52 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
 
     # 5. Report: figures, a page, tables, W&B.
     report(results, saes, tracking.mode, exports_to=args.checkpoint_dir if args.export else None)
+    check_none_left_out(damaged)
+
+
+def check_places(args: argparse.Namespace) -> None:
+    """Refuse, before anything is loaded, folders in which nothing can be written, or that hold something else.
+
+    Raises:
+        InputError: If there is one.
+    """
+    from sae_utils.comparison.results import check_are_ours
+    from sae_utils.disk import check_writable
+
+    if not args.eval_only or args.export:
+        check_writable(args.checkpoint_dir, "checkpoint_dir")
+    if not args.train_only:
+        check_writable(args.results_dir, "results_dir")
+        check_are_ours(args.results_dir)
+
+
+def whole_names(args: argparse.Namespace, models: Sequence[str]) -> tuple[str, ...]:
+    """Models with the organisation or folder that holds them."""
+    from sae_utils.models import full_name
+
+    return tuple(full_name(model, org_name=args.org_name) for model in models)
+
+
+def packs_of(args: argparse.Namespace) -> "Packs":
+    """Packed sequences: beside the data sets, or where else may be written."""
+    from sae_utils.sources.packs import Packs
+
+    return Packs((args.datasets_dir, args.checkpoint_dir, args.results_dir))
 
 
 def grid_choice(args: argparse.Namespace) -> "GridChoice":
     """What the flags say of targets, sources, seeds, latents and tokens."""
     from sae_utils.expansion import DictionarySize
-    from sae_utils.models import full_name
     from sae_utils.sources.budget import TokenLimits
     from sae_utils.sources.catalog import SourceChoice
     from sae_utils.training.grid import GridChoice
 
-    def named(models: Sequence[str]) -> tuple[str, ...]:
-        return tuple(full_name(model, org_name=args.org_name) for model in models)
-
     return GridChoice(
-        targets=named(args.target_models),
+        targets=whole_names(args, args.target_models),
         sources=SourceChoice(
             args.datasets_dir,
-            models=named(args.source_models),
+            packs_of(args),
+            models=whole_names(args, args.source_models),
             seed=args.dataset_seed,
             temperature=args.dataset_temperature,
             top_p=args.dataset_top_p,

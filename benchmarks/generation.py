@@ -29,11 +29,12 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, GPTNeoXConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from sae_utils.files import write_json
 from sae_utils.generation.kv_cache import make_cache
 from sae_utils.generation.packed_attention import attention_kernels, use_packed_attention_
 from sae_utils.generation.sampling import SamplingSettings, pace_of, prepare_for_sampling_, sample_tokens
 from sae_utils.models import LoadedModel, load_causal_lm
-from sae_utils.records import versions, write_json
+from sae_utils.records import versions
 
 SHAPES = {
     "pythia-1.4b": {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 8192},

@@ -32,7 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from generation import cpu_name
 
 from sae_utils.comparison.matching import match_rows
-from sae_utils.records import versions, write_json
+from sae_utils.files import write_json
+from sae_utils.records import versions
 
 NOISE = 0.48
 """Noise added to unit rows, in units of their norm: cosine 1 / sqrt(1 + 0.48^2) = 0.9 with the row without it."""

@@ -36,8 +36,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from sae_utils.files import write_json
 from sae_utils.models import cut_after_, find_layers, load_trunk
-from sae_utils.records import versions, write_json
+from sae_utils.records import versions
 from sae_utils.sources.packing import Chunks
 from sae_utils.sparse_coders import SparseCoderConfig, TrainConfig, Trainer
 from sae_utils.training.adapters import captured_prints

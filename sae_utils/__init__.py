@@ -15,11 +15,15 @@ none of the others, and none knows generation. Here lies what several of them sh
     errors          the exception that reaches users as one line
     command_line    flags of both scripts, how help looks, how a script ends
     paths           names of folders and files
-    records         JSON records, written whole; versions; comparison of settings
-    locks           one run at a time for a data set or a cell
+    disk            places to write to: may we, is there room, what to say where it ran out
+    files           files of ours: written whole, read back, found damaged
+    records         what stands in records: versions, the commit, settings that must not change
+    generated_data  a generated data set on disk: columns, record, shorter forms
+    locks           one run at a time for a data set, a cell, results
     distributed     several processes started by torchrun
     devices         --device and --dtype
     memory          how much is free, what SAEs take of it, what to do when it was not enough
+    stopping        Ctrl-C, SIGTERM, SIGHUP: what can be kept is kept
     progress        token bars; what other libraries may print
     models          finding, loading, cutting and identifying language models
     seeding         one stream of uniform numbers per sample

@@ -1,14 +1,24 @@
 """What the command lines share: how help looks, how a script ends, and the flags that say where and how it runs."""
 
 import argparse
+import contextlib
+import os
+import signal
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
+from sae_utils.disk import describe_full_disk, is_disk_full
 from sae_utils.errors import InputError
+from sae_utils.stopping import Stopped, stoppable
 
 MAX_HELP_WIDTH = 100
 """Columns of help in a wide terminal; in a narrow one, as many as there are."""
 
+
+EXIT_OF_PIPES = 128 + signal.SIGPIPE
+"""What a shell expects of a process whose reader has gone."""
 
 METAVARS = {int: "N", float: "X", Path: "DIR"}
 """What stands for a flag's value in help; the flag's name has been said."""
@@ -74,20 +84,72 @@ def run_script(
     action: Callable[[argparse.Namespace], None],
     argv: Sequence[str] | None,
     *,
-    when_stopped: str,
+    when_stopped: Callable[[argparse.Namespace], str],
 ) -> None:
     """Parse the command line and act on it; what a user has to change is one line and exit code 2.
+
+    Of several processes that torchrun started, one says it.
 
     Args:
         parser: The script's parser.
         action: What the script does.
         argv: Words of the command line; those of this process if None.
-        when_stopped: What to say, with exit code 130, after Ctrl-C.
+        when_stopped: What to say after Ctrl-C, SIGTERM or SIGHUP, with exit code 130, 143 or 129.
     """
-    args = parser.parse_args(argv)
     try:
-        action(args)
+        args = parser.parse_args(argv)
+        with stoppable():
+            action(args)
+        sys.stdout.flush()  # whoever reads it may be gone
     except InputError as err:
-        parser.exit(2, f"{parser.prog}: error: {err}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, f"{when_stopped}\n")
+        _exit(2, f"{parser.prog}: error: {err}\n")
+    except KeyboardInterrupt as stopped:
+        code = stopped.exit_code if isinstance(stopped, Stopped) else 128 + signal.SIGINT
+        _exit(code, f"{when_stopped(args)}\n")
+    except Exception as err:
+        if isinstance(err, BrokenPipeError) and _is_unread(sys.stdout):  # `| head`, which has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+            sys.exit(EXIT_OF_PIPES)
+        if _has_lost_others(err):
+            sys.exit(2)
+        if not is_disk_full(err):
+            raise
+        _exit(2, f"{parser.prog}: error: {describe_full_disk(err)}\n")
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether nobody reads a stream any more."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        return True
+    return False
+
+
+def _exit(code: int, message: str) -> None:
+    """End the process, with a last line if no other process on this machine has said it."""
+    if _is_first_to_speak():
+        with contextlib.suppress(OSError):  # the terminal is gone
+            sys.stderr.write(message)
+            sys.stderr.flush()
+    sys.exit(code)
+
+
+def _is_first_to_speak() -> bool:
+    """Whether this process is alone, or the first of those that one torchrun started here to ask this."""
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # <folder of this attempt>/<rank>/error.json
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True
+    if not error_file:
+        return os.environ.get("RANK", "0") == "0"
+    try:
+        (Path(error_file).parent.parent / "has_spoken").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _has_lost_others(err: Exception) -> bool:
+    """Whether another process of this run has ended, which has said why."""
+    words = ("connection closed by peer", "connection reset by peer", "broken pipe")
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(each in str(err).lower() for each in words)

@@ -1,5 +1,8 @@
 """The one exception that reaches a user as a single line: wrong settings, or inputs that are not there."""
 
+ROOMIER_DTYPES = {"float16": "bfloat16 or float32", "bfloat16": "float32"}
+"""Number formats with more room than one; none has more than float32."""
+
 
 class InputError(ValueError):
     """A setting or an input that the user has to change; the scripts print the message and exit with code 2.
@@ -19,6 +22,21 @@ def check_positive(**values: int | None) -> None:
     for flag, value in values.items():
         if value is not None and value < 1:
             raise InputError(f"--{flag} must be at least 1, got {value}")
+
+
+class NonFiniteError(InputError):
+    """A model, or what is trained on it, gives NaN or infinity: every number from there on would be wrong."""
+
+
+def remedy_for_non_finite(dtype: str) -> str:
+    """What to do about a model that gives NaN or infinity in a number format.
+
+    >>> remedy_for_non_finite("float16")
+    'try another --dtype: bfloat16 or float32'
+    """
+    if dtype in ROOMIER_DTYPES:
+        return f"try another --dtype: {ROOMIER_DTYPES[dtype]}"
+    return "look for NaN in the model's weights, for instance with a copy that is known to be good"
 
 
 class MissingInputError(InputError, FileNotFoundError):

@@ -23,6 +23,9 @@ FOLDER = ".locks"
 PATIENCE_SEC = 0.5
 """How long to try: a lock that is just being given back is not held by another run."""
 
+LONG_PATIENCE_SEC = 600.0
+"""How long to wait where every holder is soon done: for what is written together, such as results."""
+
 N_ATTEMPTS = 100
 """How often to try while other runs make the files and take them away; if it is not that, the error is shown."""
 
@@ -34,16 +37,18 @@ class _NamelessError(Exception):
 class Lock:
     """A lock by name. It is free as soon as its holder has ended, however that came to pass."""
 
-    def __init__(self, folder: Path, name: str, *, refusal: str) -> None:
+    def __init__(self, folder: Path, name: str, *, refusal: str, patience_sec: float = PATIENCE_SEC) -> None:
         """Prepare a lock; nothing is written yet.
 
         Args:
             folder: Folder of what is locked.
             name: Name of what is locked.
             refusal: What to say if another run holds it.
+            patience_sec: How long to wait for it; longer for what is held for seconds, not for a whole run.
         """
         self.path = folder / FOLDER / f"{name}.lock"
         self.refusal = refusal
+        self.patience_sec = patience_sec
 
     def acquire(self) -> None:
         """Take the lock.
@@ -59,7 +64,7 @@ class Lock:
                 else:
                     logger.warning("%s: no flock on this file system, so a lock is no more than its file", self.path)
                     self._held = SoftFileLock(self.path)
-                self._held.acquire(timeout=PATIENCE_SEC, poll_interval=0.05)
+                self._held.acquire(timeout=self.patience_sec, poll_interval=0.05)
                 return
             except Timeout:
                 raise InputError(self.refusal) from None

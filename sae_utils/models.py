@@ -279,6 +279,12 @@ def fingerprint_model(model: PreTrainedModel) -> str:
     return digest.hexdigest()[:16]
 
 
+def fingerprint_trunk(model: PreTrainedModel, last_layer: int) -> str:
+    """`fingerprint_model` of a whole language model without its head and the layers after `last_layer`."""
+    with cut_for_now(model, last_layer):
+        return fingerprint_model(model.base_model)
+
+
 def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """Short hash of what ids mean to a tokenizer: its vocabulary with added tokens, its BOS and its EOS.
 

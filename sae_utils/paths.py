@@ -10,7 +10,8 @@ UNFINISHED_SUFFIX = ".unfinished"
 METRICS_FILE = "metrics.jsonl"
 """Training losses beside the state and, at the end, beside the SAEs: one JSON object per step."""
 
-_DATASET_NAME = re.compile(r"(?P<model>.+)_(?P<seed>\d+)_(?P<temperature>\d+\.\d+)_(?P<top_p>\d+\.\d+)")
+_NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
+_DATASET_NAME = re.compile(rf"(?P<model>.+)_(?P<seed>\d+)_(?P<temperature>{_NUMBER})_(?P<top_p>{_NUMBER})")
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,16 @@ class DatasetKey:
 
         >>> DatasetKey.from_folder("pythia-1.4b_42_1.0_0.9")
         DatasetKey(model='pythia-1.4b', seed=42, temperature=1.0, top_p=0.9)
+        >>> DatasetKey.from_folder("tiny_42_1e-05_0.9").temperature  # as Python writes 0.00001
+        1e-05
         >>> DatasetKey.from_folder("pythia-1.4b_42_1.0_0.9.unfinished") is None
         True
         """
         match = _DATASET_NAME.fullmatch(folder)
         if match is None:
             return None
-        return cls(match["model"], int(match["seed"]), float(match["temperature"]), float(match["top_p"]))
+        key = cls(match["model"], int(match["seed"]), float(match["temperature"]), float(match["top_p"]))
+        return key if key.folder == folder else None
 
 
 def short_name(model: str) -> str:

@@ -1,7 +1,5 @@
-"""The records beside every output: written whole or not at all, with what is needed to run it again."""
+"""What stands in the records beside every output: settings that must not change, versions, the commit."""
 
-import json
-import os
 import platform
 import shutil
 import subprocess
@@ -12,32 +10,6 @@ from typing import Any
 from sae_utils.errors import InputError
 
 RECORDED_PACKAGES = ("torch", "transformers", "datasets", "eai-sparsify", "numpy", "safetensors", "wandb")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step: readers see the old content or the new, never a part."""
-    scratch = path.with_name(path.name + ".tmp")
-    with open(scratch, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
-
-
-def write_json(path: Path, record: Any) -> None:
-    """Write a record as indented JSON in one step. NaN and infinity are refused (ValueError): JSON has neither."""
-    write_text(path, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read a record that `write_json` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def remove_folder(path: Path) -> None:
-    """Remove a folder of ours; one that is not there is fine."""
-    if path.exists():
-        shutil.rmtree(path)
 
 
 def differing_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

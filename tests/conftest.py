@@ -19,6 +19,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedTokenizerFast
 
+from sae_utils.files import read_record, write_record
 from sae_utils.generation.packed_attention import use_packed_attention_
 from sae_utils.models import LoadedModel, load_causal_lm
 
@@ -150,6 +151,11 @@ def load(folder: Path) -> LoadedModel:
     source = load_causal_lm(str(folder), torch.device("cpu"), torch.float32)
     use_packed_attention_(source.model)
     return source
+
+
+def edit_record(path: Path, **changes: object) -> None:
+    """Change fields of a record, with its checksum, as if they had always been so."""
+    write_record(path, read_record(path, "") | changes)
 
 
 def run_killed(main: Callable, argv: list[str], moment: int) -> bool:

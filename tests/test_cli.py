@@ -248,6 +248,7 @@ def compared(folder: Path) -> dict[str, bytes]:
     files = all_bytes(folder)
     del files["wandb.json"]  # every run is another one there
     run = json.loads(files.pop("run.json"))
+    del run["checksum"]
     for record in run["saes"]:
         del record["path"]
     return files | {"run.json": run}

@@ -55,7 +55,7 @@ def test_a_script_ends_with_one_line_when_something_has_to_be_changed(capsys):
 
     parser = make_parser("text")
     with pytest.raises(SystemExit) as stop:
-        run_script(parser, refuse, [], when_stopped="stopped")
+        run_script(parser, refuse, [], when_stopped=lambda args: "stopped")
     assert stop.value.code == 2
     assert capsys.readouterr().err == f"{parser.prog}: error: --k must be at least 1, got 0\n"
 
@@ -65,6 +65,6 @@ def test_a_stopped_script_says_how_to_go_on(capsys):
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as stopped:
-        run_script(make_parser("text"), stop, [], when_stopped="the same command goes on")
+        run_script(make_parser("text"), stop, [], when_stopped=lambda args: "the same command goes on")
     assert stopped.value.code == 130
     assert capsys.readouterr().err == "the same command goes on\n"

@@ -4,6 +4,7 @@ In: the folders that training left, and the sources that they name. Out: `metric
 latent, to which every run adds what is not known yet. Its files in the order of use:
 
     trained         finished SAEs, found and loaded
+    whereabouts     the models and data sets that they name, found again
     results         metrics.json, metrics.csv and arrays
     groups          SAEs that are measured together, as many at a time as memory allows
     measuring       every SAE on every source and on random tokens

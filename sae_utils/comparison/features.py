@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from sae_utils.comparison.groups import Group
-from sae_utils.comparison.results import Results
+from sae_utils.comparison.measuring import converged
+from sae_utils.comparison.results import Results, remeasure
 from sae_utils.comparison.trained import TrainedSae
 from sae_utils.evaluation.contexts import HOW_CHOSEN, choose_latents, find_contexts
-from sae_utils.records import read_json, write_json
+from sae_utils.files import read_record, write_record
 
 N_SHOWN = 300
 """Latents per SAE whose contexts are kept for the report, at most."""
@@ -22,8 +23,9 @@ Arrays = Mapping[str, np.ndarray]
 
 def describe_features(group: Group, results: Results) -> None:
     """Write the top contexts of some latents of every SAE beside the results, where they are not known yet."""
-    for source, layer in dict.fromkeys(sae.key[1:3] for sae in group.saes):
-        members = [sae for sae in group.saes if sae.key[1:3] == (source, layer)]
+    saes = converged(group.saes, results)
+    for source, layer in dict.fromkeys(sae.key[1:3] for sae in saes):
+        members = [sae for sae in saes if sae.key[1:3] == (source, layer)]
         path = results.arrays_path(group.name, source, layer).with_suffix(".features.json")
         about = {
             "n_latents": members[0].record["n_latents"],
@@ -33,7 +35,7 @@ def describe_features(group: Group, results: Results) -> None:
         }
         if not are_known(path, about):
             seeds = describe_layer(group, members, results.arrays(group.name, source, layer))
-            write_json(path, about | {"seeds": seeds})
+            write_record(path, about | {"seeds": seeds})
 
 
 def describe_layer(group: Group, members: Sequence[TrainedSae], arrays: Arrays) -> dict[str, list[dict[str, Any]]]:
@@ -125,7 +127,7 @@ def are_known(path: Path, about: Mapping[str, Any]) -> bool:
     """Whether a features file has all of these weights, and fake features by this many random tokens."""
     if not path.exists():
         return False
-    known = read_json(path)
+    known = read_record(path, remeasure(path))
     return known.get("n_random_tokens") == about["n_random_tokens"] and all(
         each in known["weights_fingerprints"] for each in about["weights_fingerprints"]
     )

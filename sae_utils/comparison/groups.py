@@ -1,7 +1,7 @@
 """SAEs that are measured together: those of one target on the same sequences, as many at a time as memory allows."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +9,14 @@ import torch
 from tqdm import tqdm
 
 from sae_utils.comparison.trained import TrainedSae
+from sae_utils.comparison.whereabouts import Whereabouts
 from sae_utils.devices import DTYPES
 from sae_utils.errors import InputError, check_positive
 from sae_utils.evaluation.splicing import LOGITS_AT_ONCE
 from sae_utils.memory import DENSE_COPIES, LATENT_COPIES, USABLE_SHARE, free_bytes, release_memory, sae_bytes
-from sae_utils.models import LoadedModel, load_causal_lm
+from sae_utils.models import LoadedModel, fingerprint_trunk, load_causal_lm
 from sae_utils.progress import token_bar
-from sae_utils.sources.catalog import Source, pack_source, source_at
+from sae_utils.sources.catalog import Source, pack_source
 from sae_utils.sources.packing import Chunks
 from sae_utils.sparse_coders import SparseCoder
 
@@ -32,8 +33,8 @@ PIECE_COPIES = 5
 class ComparisonSettings:
     """How SAEs are compared."""
 
-    datasets_dir: Path
-    """Folder of the generated data sets, where packed sequences are kept."""
+    where: Whereabouts
+    """Where models and data sets are looked for."""
 
     device: torch.device
     """Where to compute."""
@@ -73,10 +74,21 @@ class Group:
         return self.saes[0].record["target"]
 
     def load_target(self) -> LoadedModel:
-        """The whole target model, loaded once."""
+        """The whole target model, loaded once.
+
+        Raises:
+            InputError: If it is not the one that the SAEs were trained on.
+        """
         if self._target is None:
-            reference, dtype, _, _ = self.saes[0].eval_shape
-            self._target = load_causal_lm(reference, self.settings.device, DTYPES[dtype])
+            reference = self.settings.where.find_target(self.saes[0])
+            target = load_causal_lm(reference, self.settings.device, DTYPES[self.saes[0].eval_shape[1]])
+            for (last_layer, fingerprint), folder in dict(map(_trunk_of, self.saes)).items():
+                if (found := fingerprint_trunk(target.model, last_layer)) != fingerprint:
+                    raise InputError(
+                        f"{folder} was trained on the model {fingerprint}, and {reference} is {found}; bring the model "
+                        f"back, or give its folder as one of --target_models"
+                    )
+            self._target = target
         return self._target
 
     def release_target(self) -> None:
@@ -87,7 +99,8 @@ class Group:
     def held_out(self, source: Source, target: LoadedModel) -> Chunks:
         """The last sequences of a source, which no SAE of the group was trained on."""
         _, _, ctx_len, n_tokens = self.saes[0].eval_shape
-        chunks = pack_source(source, target.tokenizer, ctx_len, self.settings.datasets_dir)
+        vocab_size = target.model.config.vocab_size
+        chunks = pack_source(source, target.tokenizer, vocab_size, ctx_len, self.settings.where.packs)
         start = len(chunks) - n_tokens // ctx_len
         if start < 0:
             logger.warning(
@@ -130,7 +143,9 @@ class Group:
         return token_bar(f"{self.name} {what}", total=n_tokens, quiet=self.settings.quiet)
 
 
-def group_saes(saes: Sequence[TrainedSae], sources: dict[str, Source], settings: ComparisonSettings) -> Iterator[Group]:
+def group_saes(
+    saes: Sequence[TrainedSae], sources: Mapping[tuple[str, str], Source], settings: ComparisonSettings
+) -> Iterator[Group]:
     """SAEs put together by target, its number format, and the sequences that they are measured on.
 
     Whoever goes through the groups has the target of one at a time in memory.
@@ -139,35 +154,24 @@ def group_saes(saes: Sequence[TrainedSae], sources: dict[str, Source], settings:
     for sae in saes:
         by_shape.setdefault(sae.eval_shape, []).append(sae)
     for members in by_shape.values():
-        group = Group(members, sources, settings)
+        group = Group(members, sources_for(members, sources), settings)
         yield group
         group.release_target()
 
 
-def find_sources_of(saes: Sequence[TrainedSae], datasets_dir: Path) -> dict[str, Source]:
-    """The sources that SAEs were trained on, by name.
+def sources_for(saes: Sequence[TrainedSae], sources: Mapping[tuple[str, str], Source]) -> dict[str, Source]:
+    """Every source by name, in the form that these SAEs were trained on; else in the longest.
 
-    Raises:
-        InputError: If one is not what it was, or two have one name.
+    The tokens that were held out of a shorter form are tokens to train on of a longer one.
     """
-    sources: dict[str, Source] = {}
-    for sae in saes:
-        name, reference, fingerprint = sae.record["source"], sae.run["dataset"], sae.run["dataset_fingerprint"]
-        if name not in sources:
-            sources[name] = source_at(reference, datasets_dir)
-        source = sources[name]
-        if source.fingerprint != fingerprint and Path(source.reference) != Path(reference):
-            raise InputError(
-                f"{source.reference} and {reference} are both called {name}, so their results would be taken for each "
-                f"other; keep SAEs of either in a --checkpoint_dir and a --results_dir of their own"
-            )
-        if source.fingerprint != fingerprint:
-            raise InputError(
-                f"{sae.folder} was trained on {reference} with the fingerprint {fingerprint}, and what is found there "
-                f"({source.reference}) has {source.fingerprint}; its held-out tokens are not known any more: bring the "
-                f"data back, or train again with --overwrite"
-            )
-    return sources
+    longest = sorted(sources.items(), key=lambda item: item[1].n_samples)
+    of_these = {sae.record["source"]: sources[sae.record["source"], sae.run["dataset_fingerprint"]] for sae in saes}
+    return {name: source for (name, _), source in longest} | of_these
+
+
+def _trunk_of(sae: TrainedSae) -> tuple[tuple[int, str], Path]:
+    """Last layer and fingerprint of the part of the target that was used for an SAE; and the folder that says so."""
+    return (max(sae.run["settings"]["layers"]), sae.run["target_fingerprint"]), sae.folder.parent
 
 
 def _batched(saes: Sequence[TrainedSae], n: int) -> Iterator[Sequence[TrainedSae]]:

@@ -4,36 +4,53 @@ Every number is tied to the weights and the data it was measured on. What is kno
 is written as soon as a step is done, and a run that was stopped goes on with the next step.
 """
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from sae_utils.comparison.groups import Group
 from sae_utils.comparison.results import Results, read_results
 from sae_utils.comparison.trained import TrainedSae
+from sae_utils.errors import NonFiniteError
 from sae_utils.evaluation.random_tokens import RandomFiring, known_ids, measure_random_firing, random_sequences
-from sae_utils.evaluation.reconstruction import measure_reconstruction
+from sae_utils.evaluation.reconstruction import LayerStatistics, measure_reconstruction
 from sae_utils.evaluation.splicing import measure_splices
-from sae_utils.records import read_json
+from sae_utils.generated_data import read_generation_record
 from sae_utils.sources.catalog import Source
+from sae_utils.sparse_coders import SparseCoder
+
+logger = logging.getLogger(__name__)
 
 RANDOM_SEED = 0
 """Seed of the random tokens: the same for all SAEs, so that their fake features compare."""
 
 
-def read_known(results_dir: Path, saes: Sequence[TrainedSae], sources: Mapping[str, Source]) -> Results:
+def read_known(results_dir: Path, saes: Sequence[TrainedSae], sources: Mapping[tuple[str, str], Source]) -> Results:
     """What earlier runs found about these SAEs, as far as it still holds, and about others."""
     results = read_results(results_dir)
-    results.datasets |= {name: dataset_record(source) for name, source in sources.items()}
+    by_length = sorted(sources.values(), key=lambda source: source.n_samples)
+    results.datasets |= {source.name: dataset_record(source) for source in by_length}
     results.saes |= {sae.key: known_record(results, sae) for sae in saes}
-    results.pairs = {key: pair for key, pair in results.pairs.items() if is_current(results, pair)}
+    results.pairs = {key: pair for key, pair in results.pairs.items() if results.is_current(pair)}
+    results.own = {sae.key for sae in saes}
     return results
 
 
 def measure(group: Group, results: Results) -> None:
-    """Add what is not known yet about the SAEs of a group, on every source and on random tokens."""
+    """Add what is not known yet about the SAEs of a group, on every source and on random tokens.
+
+    An SAE that has diverged is marked as such, and nothing else is measured of it.
+    """
+    for sae in group.saes:
+        record = results.saes[sae.key]
+        if record.get("is_diverged") is None:
+            has_finite_weights = record["evaluations"] or are_finite(sae.load("cpu"))
+            _set_diverged(results, sae.key, not has_finite_weights)
     for source in group.sources.values():
         evaluate_on(group, source, results)
     count_fakes(group, results)
@@ -44,23 +61,27 @@ def known_record(results: Results, sae: TrainedSae) -> dict[str, Any]:
     known = results.saes.get(sae.key)
     is_same = known is not None and known["weights_fingerprint"] == sae.weights_fingerprint
     if is_same and results.arrays_path(*sae.key[:3]).exists():
-        return known | {"path": sae.record["path"]}
-    names = ("target", "source", "layer", "seed", "path", "d_model", "n_latents", "k", "n_train_tokens")
+        return known | {"path": sae.path}
+    names = ("target", "source", "layer", "seed", "d_model", "n_latents", "k", "n_train_tokens")
     record = {name: sae.record[name] for name in names}
-    record |= {"max_decoder_norm_deviation": sae.record["max_decoder_norm_deviation"]}
-    return record | {"weights_fingerprint": sae.weights_fingerprint, "evaluations": [], "random_tokens": None}
+    record |= {"path": sae.path, "max_decoder_norm_deviation": sae.record["max_decoder_norm_deviation"]}
+    about = {"weights_fingerprint": sae.weights_fingerprint, "is_diverged": None}
+    return record | about | {"evaluations": [], "random_tokens": None}
 
 
-def is_current(results: Results, pair: dict[str, Any]) -> bool:
-    """Whether the weights and the arrays of a pair of seeds are still those that were measured."""
-    keys = [(pair["target"], pair["source"], pair["layer"], seed) for seed in (pair["seed"], pair["seed_b"])]
-    now = [results.saes[key]["weights_fingerprint"] for key in keys]
-    return pair["weights_fingerprints"] == now and results.arrays_path(*keys[0][:3]).exists()
+def converged(saes: Sequence[TrainedSae], results: Results) -> list[TrainedSae]:
+    """Those SAEs that have not diverged."""
+    return [sae for sae in saes if not results.saes[sae.key]["is_diverged"]]
+
+
+def are_finite(sae: SparseCoder) -> bool:
+    """Whether no weight of an SAE is NaN or infinite."""
+    return all(bool(torch.isfinite(parameter).all()) for parameter in sae.parameters())
 
 
 def evaluate_on(group: Group, source: Source, results: Results) -> None:
     """Reconstruction and its effect on the model, on the held-out tokens of one source."""
-    todo = [sae for sae in group.saes if not _evaluation(results, sae, source)]
+    todo = [sae for sae in converged(group.saes, results) if not _evaluation(results, sae, source)]
     if not todo:
         return
     target = group.load_target()
@@ -69,7 +90,13 @@ def evaluate_on(group: Group, source: Source, results: Results) -> None:
         options = {"batch_size": group.settings.batch_size}
         with group.bar(f"on {source.name}", 2 * chunks.order.size * chunks.ctx_len) as bar:
             measured = measure_reconstruction(target.model, hooked, chunks, **options, on_tokens=bar.update)
+            _check_activations(measured.layers, group, source)
+            for key in [key for key, counted in measured.saes.items() if not math.isfinite(counted.squared_error)]:
+                _set_diverged(results, key, True)
+                del hooked[key], measured.saes[key]
             means = {layer: each.all.mean for layer, each in measured.layers.items()}
+            if not hooked:
+                continue
             spliced = measure_splices(target.model, hooked, chunks, means, **options, on_tokens=bar.update)
         for key, counted in measured.saes.items():
             about = {"eval_source": source.name, "eval_fingerprint": source.fingerprint}
@@ -91,7 +118,8 @@ def evaluate_on(group: Group, source: Source, results: Results) -> None:
 def count_fakes(group: Group, results: Results) -> None:
     """Firing on random tokens."""
     n_tokens = group.settings.n_random_tokens
-    todo = [sae for sae in group.saes if (results.saes[sae.key]["random_tokens"] or {}).get("n_tokens") != n_tokens]
+    members = converged(group.saes, results)
+    todo = [sae for sae in members if (results.saes[sae.key]["random_tokens"] or {}).get("n_tokens") != n_tokens]
     if not todo:
         return
     target = group.load_target()
@@ -126,7 +154,7 @@ def count_fakes(group: Group, results: Results) -> None:
 
 def dataset_record(source: Source) -> dict[str, Any]:
     """What is known about a source."""
-    quality = read_json(Path(source.reference) / "generation.json")["quality"] if source.is_generated else None
+    quality = read_generation_record(Path(source.reference))["quality"] if source.is_generated else None
     return {
         "name": source.name,
         "kind": "generated" if source.is_generated else "text",
@@ -135,6 +163,30 @@ def dataset_record(source: Source) -> dict[str, Any]:
         "n_tokens": source.n_tokens,
         "quality": quality,
     }
+
+
+def _set_diverged(results: Results, key: tuple, is_diverged: bool) -> None:
+    """Take note of whether an SAE has diverged; one that has is not shown with numbers of before."""
+    record = results.saes[key]
+    record["is_diverged"] = is_diverged
+    if is_diverged:
+        record |= {"evaluations": [], "random_tokens": None}
+        logger.warning("%s has diverged (NaN or infinity), and is left out of what follows", record["path"])
+
+
+def _check_activations(layers: Mapping[str, LayerStatistics], group: Group, source: Source) -> None:
+    """Refuse a model whose activations are not finite: every SAE would seem to have diverged.
+
+    Raises:
+        NonFiniteError: If they are not.
+    """
+    for name, statistics in layers.items():
+        if not math.isfinite(statistics.all.total):
+            dtype = group.saes[0].eval_shape[1]
+            raise NonFiniteError(
+                f"the activations of {group.name} at {name} on {source.name} are NaN or infinite in {dtype}; nothing "
+                f"of it is measured: its SAEs were trained in {dtype}, so train them again with another --dtype"
+            )
 
 
 def _evaluation(results: Results, sae: TrainedSae, source: Source) -> dict[str, Any] | None:

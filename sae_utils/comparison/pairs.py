@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from sae_utils.comparison.measuring import converged
 from sae_utils.comparison.results import Results, pair_key, read_arrays, write_arrays
 from sae_utils.comparison.stability import Floor, compare_dictionaries, directions, untrained_floor
 from sae_utils.comparison.trained import TrainedSae
@@ -20,8 +21,11 @@ STATUS_INTERVAL_SEC = 20.0
 
 
 def match_seeds(saes: Sequence[TrainedSae], results: Results, device: torch.device) -> None:
-    """Add the agreement of every two seeds of a target, source and layer, all of them measured, to the results."""
-    for a, b in itertools.combinations(saes, 2):
+    """Add the agreement of every two seeds of a target, source and layer, all of them measured, to the results.
+
+    SAEs that have diverged have no directions to be matched.
+    """
+    for a, b in itertools.combinations(converged(saes, results), 2):
         if a.key[:3] == b.key[:3] and (*a.key, b.seed) not in results.pairs:
             match_pair(a, b, results, device)
 

@@ -3,11 +3,12 @@
 metrics.json holds `{"schema": 2, "saes": [...], "pairs": [...], "datasets": [...]}`: one record per SAE with what was
 measured on each source's held-out tokens (`evaluations`) and on random tokens, one per pair of seeds, one per source.
 Every record says which weights it was measured on, so that nothing is measured twice and nothing old is kept.
+
+Several runs may share a folder: each adds what it is about to what stands there, one after the other.
 """
 
 import csv
 import io
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from sae_utils.errors import InputError
+from sae_utils.files import DamagedFileError, Record, read_record, reading, write_record, write_text, written_whole
+from sae_utils.locks import LONG_PATIENCE_SEC, Lock
 from sae_utils.paths import cell_name
-from sae_utils.records import read_json, write_json, write_text
 
 SCHEMA = 2
+
+PAGE_SIGN = "<title>SAE comparison"
+"""What every page of ours begins with, so that nobody else's is overwritten."""
 
 CSV_COLUMNS = ("target", "source", "layer", "seed", "seed_b", "eval_source", "metric", "value")
 
@@ -45,15 +51,59 @@ class Results:
     changed: set[tuple[str, str]] = field(default_factory=set)
     """Target and source of what was measured since the results were read."""
 
+    own: set[tuple] | None = None
+    """Keys of the SAEs that this run is about; None for all. Those of others may change on disk meanwhile."""
+
     def save(self) -> Path:
-        """Write `metrics.json` and `metrics.csv`; the path of the former."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Write `metrics.json` and `metrics.csv`, with what other runs have written there since; the former's path.
+
+        Raises:
+            InputError: If what stands there is not ours, or damaged.
+        """
         path = self.folder / "metrics.json"
+        if self._is_saved():
+            return path
+        with self.lock():
+            self._take_in(read_results(self.folder))
+            content = self._content()
+            write_record(path, content)
+            write_text(self.folder / "metrics.csv", tidy_csv(content["saes"], content["pairs"]))
+        return path
+
+    def lock(self) -> Lock:
+        """Held by whoever writes into the folder, for seconds."""
+        refusal = f"another run has been writing into {self.folder} for {LONG_PATIENCE_SEC / 60:.0f} minutes"
+        return Lock(self.folder, "results", refusal=refusal, patience_sec=LONG_PATIENCE_SEC)
+
+    def is_current(self, pair: dict[str, Any]) -> bool:
+        """Whether the weights and the arrays of a pair of seeds are still those that were measured."""
+        keys = [(pair["target"], pair["source"], pair["layer"], seed) for seed in (pair["seed"], pair["seed_b"])]
+        now = [self.saes[key]["weights_fingerprint"] for key in keys if key in self.saes]
+        return pair["weights_fingerprints"] == now and self.arrays_path(*keys[0][:3]).exists()
+
+    def _content(self) -> dict[str, Any]:
+        """What `metrics.json` holds."""
         saes, pairs = ([group[key] for key in sorted(group)] for group in (self.saes, self.pairs))
         datasets = [self.datasets[name] for name in sorted(self.datasets)]
-        write_json(path, {"schema": SCHEMA, "saes": saes, "pairs": pairs, "datasets": datasets})
-        write_text(self.folder / "metrics.csv", tidy_csv(saes, pairs))
-        return path
+        return {"schema": SCHEMA, "saes": saes, "pairs": pairs, "datasets": datasets}
+
+    def _is_saved(self) -> bool:
+        """Whether the files hold just this; then their times stay as they are."""
+        there, content = read_results(self.folder), self._content()
+        table = self.folder / "metrics.csv"
+        if there._content() != content or not table.exists() or not content["saes"]:
+            return False
+        return table.read_text(encoding="utf-8") == tidy_csv(content["saes"], content["pairs"])
+
+    def _take_in(self, there: "Results") -> None:
+        """Add what stands on disk of SAEs that this run is not about; of its own, it knows better."""
+        if self.own is None:
+            return
+        own_sources = {source for _, source, *_ in self.own}
+        self.saes = there.saes | {key: self.saes[key] for key in self.own}
+        others = {key: pair for key, pair in there.pairs.items() if not {key[:4], (*key[:3], key[4])} <= self.own}
+        self.pairs = {key: pair for key, pair in (others | self.pairs).items() if self.is_current(pair)}
+        self.datasets = there.datasets | {name: self.datasets[name] for name in own_sources & set(self.datasets)}
 
     def arrays_path(self, target: str, source: str, layer: int) -> Path:
         """Where the arrays of one cell's layer are."""
@@ -66,17 +116,65 @@ class Results:
     def add_arrays(self, target: str, source: str, layer: int, **arrays: np.ndarray) -> None:
         """Add arrays to those of one cell's layer, in one step."""
         path = self.arrays_path(target, source, layer)
-        write_arrays(path, read_arrays(path) | arrays)
+        with self.lock():
+            write_arrays(path, read_arrays(path) | arrays)
 
 
 def read_results(folder: Path) -> Results:
-    """What earlier runs found; nothing if there is no `metrics.json` of this schema."""
+    """What earlier runs found; nothing if there is no `metrics.json` of this schema.
+
+    Raises:
+        InputError: If a file of that name is not ours, or damaged.
+    """
     results, path = Results(folder), folder / "metrics.json"
-    if path.exists() and (known := read_json(path)).get("schema") == SCHEMA:
-        results.saes = {sae_key(record): record for record in known["saes"]}
-        results.pairs = {pair_key(record): record for record in known["pairs"]}
-        results.datasets = {record["name"]: record for record in known["datasets"]}
+    if path.exists() and (known := read_metrics(path))["schema"] == SCHEMA:
+        with reading(path, remeasure(path)):
+            results.saes = {sae_key(record): record for record in known["saes"]}
+            results.pairs = {pair_key(record): record for record in known["pairs"]}
+            results.datasets = {record["name"]: record for record in known["datasets"]}
     return results
+
+
+def read_metrics(path: Path) -> Record:
+    """`metrics.json`, of any schema.
+
+    Raises:
+        DamagedFileError: If it is not ours, or damaged, or has names in it that lead out of the results folder.
+    """
+    known = read_record(path, remeasure(path), schema=int, saes=list)
+    with reading(path, remeasure(path)):
+        named = [record[name] for record in known["saes"] for name in ("target", "source") if name in record]
+    if wrong := [name for name in named if not isinstance(name, str) or Path(name).name != name]:
+        raise DamagedFileError(path, f"{wrong[0]!r} is no name of a model or a corpus", remeasure(path))
+    return known
+
+
+def remeasure(path: Path) -> str:
+    """What to do about a damaged file of results."""
+    return f"rm {path} if you do not need it, and the same command measures what it held again"
+
+
+def check_are_ours(folder: Path) -> None:
+    """Refuse files under our names that something else made, before anything is computed.
+
+    Raises:
+        InputError: If there is one.
+    """
+    path, table, page = (folder / name for name in ("metrics.json", "metrics.csv", "report.html"))
+    if path.exists():
+        read_metrics(path)
+    others = [
+        each
+        for each, sign in ((table, ",".join(CSV_COLUMNS)), (page, PAGE_SIGN))
+        if each.exists() and (not each.is_file() or sign.encode() not in each.read_bytes())
+    ]
+    figures = folder / "figures"
+    if figures.exists() and not path.exists() and (not figures.is_dir() or any(figures.iterdir())):
+        others.append(figures)
+    if others:
+        raise InputError(
+            f"{others[0]} is not of this project, and would be overwritten; move it away, or give another --results_dir"
+        )
 
 
 def sae_key(record: dict[str, Any]) -> tuple:
@@ -105,22 +203,22 @@ def tidy_csv(saes: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> str:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Arrays of an .npz file by name; none if it is not there."""
+    """Arrays of an .npz file by name; none if it is not there. The format has checksums of its own.
+
+    Raises:
+        DamagedFileError: If it cannot be read.
+    """
     if not path.exists():
         return {}
-    with np.load(path) as stored:
+    with reading(path, remeasure(path)), np.load(path) as stored:
         return dict(stored)
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write an .npz file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name("writing_" + path.name)
-    with open(scratch, "wb") as file:
-        np.savez_compressed(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    n_bytes = sum(np.asarray(array).nbytes for array in arrays.values())
+    with written_whole(path, n_bytes=n_bytes) as file, open(file.scratch, "wb") as stored:
+        np.savez_compressed(stored, **arrays)
 
 
 def _numbers(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float | int]]:

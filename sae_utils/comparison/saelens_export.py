@@ -6,7 +6,6 @@ latents are among the top k. The hook has the name of the Hugging Face module, a
 loads as `AutoModelForCausalLM`.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,8 +13,9 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from sae_utils.comparison.trained import TrainedSae
+from sae_utils.files import write_json, written_folder
+from sae_utils.memory import sae_bytes
 from sae_utils.models import load_config
-from sae_utils.records import remove_folder, write_json
 
 FOLDER = "saelens"
 """Folder of the exports inside the checkpoints' folder."""
@@ -35,9 +35,6 @@ def export_saelens(saes: Sequence[TrainedSae], checkpoint_dir: Path) -> list[Pat
     folders = []
     for trained in saes:
         folder = checkpoint_dir / FOLDER / trained.folder.parent.name / trained.folder.name
-        scratch = folder.with_name(f"writing_{folder.name}")
-        remove_folder(scratch)
-        scratch.mkdir(parents=True)
         sae = trained.load("cpu")
         weights = {
             "W_enc": sae.encoder.weight.T.contiguous(),
@@ -45,12 +42,10 @@ def export_saelens(saes: Sequence[TrainedSae], checkpoint_dir: Path) -> list[Pat
             "W_dec": sae.W_dec,
             "b_dec": sae.b_dec,
         }
-        save_file(
-            {name: tensor.detach().float() for name, tensor in weights.items()}, scratch / "sae_weights.safetensors"
-        )
-        write_json(scratch / "cfg.json", saelens_config(trained, sae.cfg.k))
-        remove_folder(folder)
-        os.replace(scratch, folder)
+        arrays = {name: tensor.detach().float() for name, tensor in weights.items()}
+        with written_folder(folder, n_bytes=sae_bytes(sae.d_in, sae.num_latents)) as scratch:
+            save_file(arrays, scratch / "sae_weights.safetensors")
+            write_json(scratch / "cfg.json", saelens_config(trained, sae.cfg.k))
         folders.append(folder)
     return folders
 

@@ -1,16 +1,21 @@
 """SAEs that stand finished on disk, with all that is needed to measure them: found by their `run.json`."""
 
-import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from sae_utils.errors import MissingInputError
-from sae_utils.records import read_json
+from sae_utils.errors import InputError, MissingInputError
+from sae_utils.files import DamagedFileError, Record, check_file, checksum_file, read_record, reading
+from sae_utils.paths import seed_dir
 from sae_utils.sparse_coders import SparseCoder
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_FILE = "sae.safetensors"
+"""An SAE's weights, inside its folder."""
 
 
 @dataclass(frozen=True)
@@ -20,14 +25,19 @@ class TrainedSae:
     folder: Path
     """Its own folder, `<target>_from_<source>_seed_<s>/layers.<L>`."""
 
-    run: dict[str, Any]
+    run: Record
     """The `run.json` beside it."""
 
-    record: dict[str, Any]
+    record: Record
     """Its record in there."""
 
     weights_fingerprint: str
     """Short hash of its weights' file."""
+
+    @property
+    def path(self) -> str:
+        """Its folder, as results name it."""
+        return str(self.folder)
 
     @property
     def key(self) -> tuple[str, str, int, int]:
@@ -56,45 +66,104 @@ class TrainedSae:
         return self.run["target_reference"], settings["dtype"], settings["ctx_len"], settings["n_eval_tokens"]
 
     def load(self, device: torch.device) -> SparseCoder:
-        """The SAE in evaluation form."""
-        return SparseCoder.load_from_disk(self.folder, device=device).requires_grad_(False)
+        """The SAE in evaluation form.
+
+        Raises:
+            DamagedFileError: If its files cannot be read.
+        """
+        with reading(self.folder, remedy_for(self.folder.parent)):
+            return SparseCoder.load_from_disk(self.folder, device=device).requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A finished folder that was left out, and why."""
+
+    folder: Path
+    """The folder of a seed."""
+
+    reason: str
+    """One line that names the file and what to do."""
 
 
 def find_trained(seed_dirs: Sequence[Path]) -> list[TrainedSae]:
-    """The SAEs in finished folders, by target, source, layer and seed."""
+    """The SAEs in finished folders, by target, source, layer and seed.
+
+    Raises:
+        DamagedFileError: If one is damaged.
+    """
     found = [each for folder in seed_dirs for each in _read_folder(folder)]
     return sorted(found, key=lambda sae: sae.key)
 
 
-def find_all_trained(checkpoint_dir: Path) -> list[TrainedSae]:
-    """Every finished SAE below a folder.
+def find_all_trained(checkpoint_dir: Path) -> tuple[list[TrainedSae], list[Damaged]]:
+    """Every finished SAE below a folder, and the folders that are left out because they are damaged.
 
     Raises:
-        MissingInputError: If there is none.
+        MissingInputError: If there is none that can be read.
     """
-    folders = sorted(path.parent for path in checkpoint_dir.glob("*_seed_*/run.json"))
-    if not folders:
+    saes: list[TrainedSae] = []
+    damaged: list[Damaged] = []
+    for folder in sorted(path for path in checkpoint_dir.glob("*_seed_*") if (path / "run.json").exists()):
+        try:
+            saes += find_trained([folder])
+        except InputError as err:
+            damaged.append(Damaged(folder, str(err)))
+            logger.warning("left out: %s", err)
+    if not saes:
         raise MissingInputError(
-            f"{checkpoint_dir.absolute()} holds no finished SAEs; train some first, without --eval_only"
+            f"{checkpoint_dir.absolute()} holds no finished SAEs{' that can be read' if damaged else ''}; train some "
+            f"first, without --eval_only"
         )
-    return find_trained(folders)
+    return sorted(saes, key=lambda sae: sae.key), damaged
+
+
+def check_none_left_out(damaged: Sequence[Damaged]) -> None:
+    """Let a run end as failed that left something out, once all else is done.
+
+    Raises:
+        InputError: If anything was left out.
+    """
+    if damaged:
+        folders = ", ".join(str(each.folder) for each in damaged)
+        raise InputError(f"all others are measured; left out, because damaged: {folders}; {damaged[0].reason}")
+
+
+def remedy_for(seed_folder: Path) -> str:
+    """What to do about a folder of finished SAEs that is damaged."""
+    return f"bring back a copy of it, or rm -r {seed_folder} and train its seed again with the command that made it"
 
 
 def _read_folder(folder: Path) -> list[TrainedSae]:
     """The SAEs of one seed's folder."""
-    run = read_json(folder / "run.json")
-    return [
-        TrainedSae(
-            path := folder / f"layers.{record['layer']}",
-            run,
-            record | {"path": str(path)},
-            _fingerprint_file(path / "sae.safetensors"),
-        )
-        for record in run["saes"]
-    ]
+    remedy = remedy_for(folder)
+    run = read_record(
+        folder / "run.json", remedy, settings=dict, hookpoints=dict, saes=list, dataset=str, target_reference=str
+    )
+    for name in ("dtype", "ctx_len", "n_eval_tokens"):
+        run["settings"][name]
+    return [_read_sae(folder, run, record, remedy) for record in run["saes"]]
 
 
-def _fingerprint_file(path: Path) -> str:
-    """Short hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+def _read_sae(folder: Path, run: Record, record: Record, remedy: str) -> TrainedSae:
+    """One SAE of a folder, if its files are those that its record was made of."""
+    with reading(folder / "run.json", remedy):
+        layer, seed = int(record["layer"]), int(record["seed"])
+        expected = seed_dir(folder.parent, record["target"], record["source"], seed)
+    # The names make up paths of what is written later: none may lead out of the folders that were given.
+    if expected.name != folder.name or expected.parent != folder.parent:
+        raise DamagedFileError(folder / "run.json", f"it is of {expected.name!r}, and lies in {folder.name!r}", remedy)
+    path = folder / f"layers.{layer}"
+    for name, checksum in record.get("checksums", {}).items():
+        if name != WEIGHTS_FILE:
+            check_file(path / name, checksum, remedy)
+    with reading(path / WEIGHTS_FILE, remedy):
+        fingerprint = checksum_file(path / WEIGHTS_FILE)
+    recorded = record.get("checksums", {}).get(WEIGHTS_FILE)
+    if recorded not in (None, fingerprint):
+        found = f"its checksum was {recorded} and is now {fingerprint}"
+        raise DamagedFileError(path / WEIGHTS_FILE, found, remedy)
+    sae = TrainedSae(path, run, record, fingerprint)
+    if recorded is None:  # an earlier version's: whether it can be read is all there is to find out
+        sae.load("cpu")
+    return sae

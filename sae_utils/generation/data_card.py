@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from sae_utils.records import write_text
+from sae_utils.files import write_text
 
 _CARD = """---
 language: en

@@ -2,14 +2,18 @@
 
 import contextlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sae_utils.devices import dtype_name
+from sae_utils.disk import check_space, free_disk_bytes
 from sae_utils.distributed import Workers
 from sae_utils.errors import InputError
+from sae_utils.files import being_removed
 from sae_utils.generation.data_card import write_data_card
 from sae_utils.generation.quality import measure_quality
 from sae_utils.generation.record import asked_settings, full_settings, make_record
@@ -27,7 +31,7 @@ from sae_utils.models import (
     resolve_reference,
 )
 from sae_utils.paths import DatasetKey, short_name
-from sae_utils.records import check_same_settings, write_json
+from sae_utils.records import check_same_settings, differing_settings
 
 logger = logging.getLogger(__name__)
 
@@ -115,8 +119,27 @@ class CheckedJob:
             f"  {self.memory.n_parameters / 1e6:,.0f} M parameters in {dtype_name(job.dtype)} on {job.device}: "
             f"{self.memory.model_bytes / GB:.2f} GB; {n_rows} samples together{fixed}, "
             f"{self.memory.row_bytes / MB:,.1f} MB each: {n_rows * self.memory.row_bytes / GB:.2f} GB{unknown}\n"
-            f"  up to {most * DISK_BYTES_PER_TOKEN / GB:.3f} GB on disk"
+            f"  up to {most * DISK_BYTES_PER_TOKEN / GB:.3f} GB on disk of "
+            f"{free_disk_bytes(job.output_dir) / GB:.2f} GB free"
         )
+
+    def check_room(self) -> None:
+        """Refuse a job whose model, or whose exact number of tokens, does not fit.
+
+        Raises:
+            InputError: If it does not; the message has what is needed and what is free.
+        """
+        job, needed = self.job, self.memory.model_bytes + self.memory.row_bytes
+        if self.free_bytes is not None and needed > self.free_bytes:
+            raise InputError(
+                f"{job.reference} with one sample of --max_length {job.settings.max_length} needs about "
+                f"{needed / GB:.2f} GB of memory on {job.device}, and {self.free_bytes / GB:.2f} GB are free; lower "
+                f"--max_length, or take a --dtype of fewer bytes"
+            )
+        if job.goal.n_tokens is not None:
+            n_there = 0 if job.overwrite else GrowingDataset(job.folder, {}, overwrite=False).progress()[1]
+            n_missing = max(0, job.goal.n_tokens - n_there)
+            check_space(job.output_dir, n_missing * DISK_BYTES_PER_TOKEN, f"{job.goal} in {job.folder}")
 
 
 def check_jobs(jobs: list[GenerationJob], workers: Workers) -> list[CheckedJob]:
@@ -157,7 +180,9 @@ def run_job(checked: CheckedJob, workers: Workers, *, quiet: bool = False) -> st
         InputError: If what is there was made with other settings, or another run is writing it.
     """
     job = checked.job
-    if not job.overwrite and (outcome := workers.agree(describe_if_finished(job))):
+    if not job.overwrite and (outcome := workers.agree(describe_if_finished(job) if workers.is_main else None)):
+        if workers.is_main:
+            tidy_up(job)
         return outcome
     source = load_causal_lm(job.reference, job.device, job.dtype)
     growing = GrowingDataset(job.folder, full_settings(source, job.settings, job.dtype), overwrite=job.overwrite)
@@ -180,8 +205,7 @@ def run_job(checked: CheckedJob, workers: Workers, *, quiet: bool = False) -> st
         record |= {"nll_sum_units": nll_sum_units, "cut_sample": cut}
         record["quality"] = measure_quality(dataset, source, job.settings, nll_sum_units)
         write_data_card(growing.work / "dataset", record, dataset)
-        write_json(growing.work / "dataset" / "generation.json", record)
-        growing.publish()
+        growing.publish(record)
     mean_length = record["n_tokens"] / record["n_samples"]
     return workers.agree(
         f"{job.folder}: {record['n_samples']:,} samples, {record['n_tokens']:,} tokens, {mean_length:.1f} tokens each"
@@ -195,14 +219,30 @@ def describe_if_finished(job: GenerationJob) -> str | None:
         InputError: If it was sampled with other settings.
     """
     growing = GrowingDataset(job.folder, {}, overwrite=False)
-    if not growing.covers(job.goal):
-        return None
-    record = growing.record
+    record, begun = growing.finished, growing.begun
     asked = asked_settings(job.reference, job.settings, job.dtype)
-    made = {name: record["settings"][name] for name in asked}
+    if record is None or not job.goal.is_held_by(record):
+        return None
+    if begun and begun["replaces_finished"] and not differing_settings(_part_of(begun["settings"], asked), asked):
+        return None  # --overwrite was given before, and stopped
+    made = _part_of(record["settings"], asked)
     check_same_settings(made, asked, where=job.folder, remedy=OTHER_SETTINGS_REMEDY)
     held = f"{record['n_samples']:,} samples, {record['n_tokens']:,} tokens"
     return f"{job.folder} is finished ({held}) and left alone; --overwrite would sample it anew"
+
+
+def tidy_up(job: GenerationJob) -> None:
+    """Remove what a killed run left beside a finished data set, unless another run is at it."""
+    growing = GrowingDataset(job.folder, {}, overwrite=False)
+    if not (growing.work.exists() or being_removed(growing.work).exists()):
+        return
+    with contextlib.suppress(InputError), growing.lock:
+        growing.remove_leftovers()
+
+
+def _part_of(settings: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the recorded settings that are known without the model."""
+    return {name: settings[name] for name in asked}
 
 
 def _rows_together(job: GenerationJob, memory: MemoryEstimate, free: int | None) -> int:

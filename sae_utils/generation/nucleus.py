@@ -187,7 +187,9 @@ def _choose_sorted(values: Tensor, ids: Tensor, uniforms: Tensor, top_p: float) 
 def _invert_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     """First column at which a row's running sum exceeds `uniforms` times its total; never one of weight 0."""
     cumulative = weights.double().cumsum(dim=-1)
-    return torch.searchsorted(cumulative, _below(uniforms[:, None], cumulative[:, -1:]), right=True).squeeze(-1)
+    picked = torch.searchsorted(cumulative, _below(uniforms[:, None], cumulative[:, -1:]), right=True).squeeze(-1)
+    # Behind the end of a row of NaN alone, which its likelihood then shows: an index that does not exist ends a GPU.
+    return picked.clamp(max=weights.shape[-1] - 1)
 
 
 def _below(uniforms: Tensor, total: Tensor) -> Tensor:

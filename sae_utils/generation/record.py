@@ -1,14 +1,13 @@
 """What is recorded of a generated data set: what each sample depends on, and `generation.json`."""
 
-import hashlib
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 
 from sae_utils.devices import dtype_name
+from sae_utils.generated_data import fingerprint_samples
 from sae_utils.generation.sampling import SamplingSettings
 from sae_utils.generation.shards import Goal, GrowingDataset
 from sae_utils.models import LoadedModel, fingerprint_model, fingerprint_tokenizer
@@ -48,22 +47,12 @@ def make_record(growing: GrowingDataset, source: LoadedModel, goal: Goal, datase
         "goal": asdict(goal),
         "n_samples": len(dataset),
         "n_tokens": int(dataset.data.column("num_tokens").to_numpy().sum()),
-        "fingerprint": fingerprint_dataset(dataset),
+        "fingerprint": fingerprint_samples(dataset),
         "device": source.model.device.type,
         **_rounding(source.model.device, growing.batches),
         "versions": versions(),
         "git_commit": git_commit(),
     }
-
-
-def fingerprint_dataset(dataset: Dataset) -> str:
-    """Short hash of the token ids of a data set, sample by sample; texts and file layout do not matter."""
-    digest = hashlib.sha256()
-    for batch in dataset.with_format("arrow").iter(batch_size=1000):
-        column = batch.column("input_ids").combine_chunks()
-        digest.update(np.asarray(column.value_lengths(), dtype=np.int32).tobytes())
-        digest.update(np.asarray(column.flatten(), dtype=np.int32).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _rounding(device: torch.device, batches: list[list]) -> dict[str, Any]:

@@ -1,23 +1,14 @@
 """Rows of a generated data set: made from sampled ids, cut to an exact number of tokens, written to disk."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, Features, List, Value, concatenate_datasets
+from datasets import Dataset, Features, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerBase
 
-FEATURES = Features(
-    {
-        "id": Value("int64"),
-        "text": Value("string"),
-        "input_ids": List(Value("int32")),
-        "num_tokens": Value("int32"),
-    }
-)
-"""Columns of every generated data set; `input_ids` are the sampled ids, BOS first, `num_tokens` their number."""
+from sae_utils.generated_data import FEATURES
 
 ROWS_PER_WRITE = 1_000
 """Rows that go to a file together."""
@@ -53,7 +44,8 @@ def cut_rows(
     """The first rows that make up so many samples, or tokens, the last one cut to the exact token.
 
     Returns:
-        The rows; and what was cut off the last one, `{"id", "rest"}`, or None if nothing was.
+        The rows; and what was cut off the last one, `{"id", "rest", "text"}` with the text that is left of it, or None
+        if nothing was.
     """
     if n_tokens is None:
         return rows.select(range(n_samples)), None
@@ -64,17 +56,15 @@ def cut_rows(
     row = rows[last]
     n_left = row["num_tokens"] - int(ends[last] - n_tokens)
     head = make_rows([row["id"]], [np.array(row["input_ids"][:n_left], dtype=np.int32)], tokenizer, bos_id)
-    cut = {"id": row["id"], "rest": row["input_ids"][n_left:]}
+    cut = {"id": row["id"], "rest": row["input_ids"][n_left:], "text": head[0]["text"]}
     # `rows.select` of nothing loses the table, so a budget below one sample is the cut sample alone.
     return (concatenate_datasets([rows.select(range(last)), head]) if last else head), cut
 
 
 def write_arrow(rows: Dataset, path: Path, features: Features) -> None:
-    """Write rows as one Arrow stream and flush it to the disk."""
+    """Write rows as one Arrow stream."""
     with ArrowWriter(path=str(path), features=features) as writer:
         for batch in rows.with_format("arrow").iter(ROWS_PER_WRITE):
             # Copied, so that the bytes do not show how the rows were sliced out of other files.
             writer.write_table(batch.take(np.arange(len(batch))))
         writer.finalize()
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

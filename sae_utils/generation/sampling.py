@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sae_utils.errors import InputError
+from sae_utils.errors import InputError, NonFiniteError, remedy_for_non_finite
 from sae_utils.generation.kv_cache import can_go_back, go_back_, make_cache
 from sae_utils.generation.nucleus import choose_among, choose_tokens
 from sae_utils.generation.packed_attention import attention_kernels, use_packed_attention_
@@ -148,6 +148,7 @@ class Batch:
     ) -> None:
         n, longest, device = len(sample_ids), settings.max_length, source.model.device
         self.source, self.settings, self.pace, self.is_fixed = source, settings, pace, is_fixed
+        self.sample_ids = sample_ids
         self.uniforms = torch.from_numpy(sample_uniforms(settings.seed, sample_ids, longest - 1)).to(device)
         self.eos_ids = torch.tensor(source.eos_ids, dtype=torch.int32, device=device)
         self.tokens = torch.full((n, longest), source.bos_id, dtype=torch.int32, device=device)
@@ -173,7 +174,10 @@ class Batch:
         n_added = torch.where(is_ending, is_end.int().argmax(dim=1) + 1, stop - self.position) * self.is_live
         is_live = self.is_live & ~is_ending
         # The one look: everything that the host has to know.
-        n_tokens, n_live, is_found = torch.stack([n_added.sum(), is_live.sum(), has_found.long()]).tolist()
+        found = [n_added.sum(), is_live.sum(), has_found.long(), self._first_lost(n_added, stop)]
+        n_tokens, n_live, is_found, first_lost = torch.stack(found).tolist()
+        if first_lost < stop:
+            self._refuse_non_finite(first_lost)
         if not is_found:
             go_back_(self.cache, stop - self.position)
             self.pace.n_candidates *= 4
@@ -208,6 +212,30 @@ class Batch:
             self.nll[self.rows, position] = nll
             step_ids = chosen[:, None]
         return has_found
+
+    def _first_lost(self, n_added: Tensor, stop: int) -> Tensor:
+        """First position from here to `stop` whose logits were NaN or infinite for a row that counts; else `stop`.
+
+        Such logits show in the likelihood of whatever is chosen from them.
+        """
+        positions = torch.arange(self.position, stop, device=self.rows.device)
+        counts = positions < self.position + n_added[:, None]  # (rows, positions)
+        is_lost = ~torch.isfinite(self.nll[self.rows, self.position : stop]) & counts
+        return torch.where(is_lost.any(dim=0), positions, stop).min()
+
+    def _refuse_non_finite(self, position: int) -> None:
+        """Stop before a token that nobody has said becomes part of a sample.
+
+        Raises:
+            NonFiniteError: Always.
+        """
+        is_lost = ~torch.isfinite(self.nll[self.rows, position])
+        sample_id = self.sample_ids[int(self.rows[is_lost.nonzero()[0, 0]])]
+        dtype = str(self.source.model.dtype).removeprefix("torch.")
+        raise NonFiniteError(
+            f"the logits of {self.source.reference} are NaN or infinite for the token at position {position} of sample "
+            f"{sample_id} in {dtype}; nothing of it is kept: {remedy_for_non_finite(dtype)}"
+        )
 
     def samples(self) -> list[Sample]:
         """What was sampled, cut to its length."""

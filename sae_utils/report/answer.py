@@ -65,6 +65,19 @@ def caution_sentence(findings: Findings) -> str | None:
     )
 
 
+def diverged_sentence(findings: Findings) -> str | None:
+    """Which SAEs are left out because they have diverged; None if none has."""
+    diverged = [
+        f"{findings.label(each)}, seed {sae['seed']}"
+        for each in findings.comparisons
+        for sae in each.saes
+        if sae.get("is_diverged")
+    ]
+    if not diverged:
+        return None
+    return f"Diverged in training (NaN or infinity), and left out of every number: {'; '.join(diverged)}."
+
+
 def _one(comparison: Comparison) -> str:
     """The sentence for a single comparison, which has room for counts."""
     floor = comparison.of_pairs("sfr_floor")

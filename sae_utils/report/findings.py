@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from sae_utils.comparison.results import SCHEMA
+from sae_utils.comparison.results import SCHEMA, read_arrays, read_metrics, remeasure
 from sae_utils.errors import InputError, MissingInputError
+from sae_utils.files import read_record
 from sae_utils.paths import METRICS_FILE, cell_name
-from sae_utils.records import read_json
 
 MAX_CURVE_POINTS = 300
 """Points kept of a training curve; each is the mean of the steps that it stands for."""
@@ -183,7 +183,7 @@ def read_findings(results_dir: Path) -> Findings:
     path = results_dir / "metrics.json"
     if not path.is_file():
         raise MissingInputError(f"there are no results in {results_dir.resolve()}: no metrics.json; run train_sae.py")
-    metrics = read_json(path)
+    metrics = read_metrics(path)
     if metrics.get("schema") != SCHEMA or not metrics.get("saes"):
         raise InputError(
             f"{path} must have schema {SCHEMA} and at least one SAE, got schema {metrics.get('schema')!r} and "
@@ -236,10 +236,9 @@ def _group(metrics: dict[str, Any], details: Path) -> list[Comparison]:
         each.pairs.sort(key=lambda pair: (pair["seed"], pair["seed_b"]))
         stem = f"{cell_name(each.target, each.source)}_layers.{each.layer}"
         if (arrays := details / f"{stem}.npz").is_file():
-            with np.load(arrays) as stored:
-                each.arrays = dict(stored)
+            each.arrays = read_arrays(arrays)
         if (features := details / f"{stem}.features.json").is_file():
-            each.features = read_json(features)
+            each.features = read_record(features, remeasure(features))
     return _ordered(list(comparisons.values()), metrics)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sae_utils.records import write_text
+from sae_utils.files import write_text
 from sae_utils.report import figures
-from sae_utils.report.answer import agreement_sentence, caution_sentence, source_sentence
+from sae_utils.report.answer import agreement_sentence, caution_sentence, diverged_sentence, source_sentence
 from sae_utils.report.drawing import CSS_NAMES, Chart, inline_svg
 from sae_utils.report.feature_data import browser_data
 from sae_utils.report.findings import Comparison, Findings, Spread, read_findings
@@ -61,6 +61,7 @@ def render(findings: Findings) -> str:
         facts=grid_facts(findings),
         sentences=[agreement_sentence(findings), source_sentence(findings)],
         caution=caution_sentence(findings),
+        diverged=diverged_sentence(findings),
         matrices=source_matrices(findings),
         charts=inline_charts(charts, findings),
         chart_names={chart.name for chart in charts},

@@ -51,6 +51,9 @@ def wandb_summary(results: Results, target: str, source: str) -> dict[str, Any]:
 
 
 def _sae_row(record: dict[str, Any]) -> tuple[str, ...]:
+    if record.get("is_diverged"):
+        about = record["target"], record["source"], str(record["layer"]), str(record["seed"])
+        return (*about, "diverged", "", "", "", "", record["path"])
     own = next(each for each in record["evaluations"] if each["eval_source"] == record["source"])
     return (
         record["target"],

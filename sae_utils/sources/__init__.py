@@ -6,5 +6,6 @@ ids, memory-mapped, and how many of them every SAE is trained on and measured on
     catalog     source data sets, found and packed
     corpora     text corpora, read and tokenized
     packing     token ids packed into training sequences
+    packs       packed sequences on disk, each with its record
     budget      equal token budgets
 """

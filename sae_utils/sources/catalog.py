@@ -1,24 +1,30 @@
 """Sources of training: data sets found on disk, checked, and turned into packed sequences for a target model."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from sae_utils.errors import InputError, MissingInputError
+from sae_utils.generated_data import (
+    RECORD_FILE,
+    Form,
+    OtherSamplesError,
+    cut_to_form,
+    open_samples,
+    read_generation_record,
+)
 from sae_utils.models import fingerprint_tokenizer
 from sae_utils.paths import DatasetKey, find_datasets, short_name
-from sae_utils.records import read_json
 from sae_utils.sources.corpora import TEXT_COLUMN, corpus_name, fingerprint_texts, load_texts, tokenize_texts
-from sae_utils.sources.packing import Chunks, open_chunks, pack_tokens, sampled_ids
+from sae_utils.sources.packing import Chunks, sampled_ids
+from sae_utils.sources.packs import Packs
 
 logger = logging.getLogger(__name__)
-
-PACKED_FOLDER = ".packed"
-"""Folder of packed sequences inside the data sets' folder; safe to delete, made again when needed."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +52,18 @@ class Source:
     bos_id: int | None = None
     """Token that starts every sample; None for a corpus."""
 
+    last_text: str | None = None
+    """Text of the last sample, if a token budget cut it."""
+
     @property
     def is_generated(self) -> bool:
         """Whether it was sampled from a model and so has ids of its own."""
         return self.tokenizer_fingerprint is not None
+
+    @property
+    def form(self) -> Form:
+        """How much of a generated data set it is."""
+        return Form(self.n_samples, self.n_tokens, self.fingerprint, self.last_text)
 
     @property
     def label(self) -> str:
@@ -62,7 +76,10 @@ class SourceChoice:
     """Which sources are asked for."""
 
     datasets_dir: Path
-    """Folder of the generated data sets, where packed sequences are kept as well."""
+    """Folder of the generated data sets."""
+
+    packs: Packs
+    """Where packed sequences are kept."""
 
     models: tuple[str, ...] = ()
     """Hub ids or folders of the models whose generated data sets are taken."""
@@ -108,7 +125,7 @@ def find_sources(choice: SourceChoice) -> list[Source]:
         )
         for model in choice.models
     ]
-    return generated + [find_corpus(choice.datasets_dir, each) for each in choice.corpora]
+    return generated + [find_corpus(each, choice.packs) for each in choice.corpora]
 
 
 def find_source(datasets_dir: Path, key: DatasetKey, model: str) -> Source:
@@ -124,73 +141,33 @@ def find_source(datasets_dir: Path, key: DatasetKey, model: str) -> Source:
             that select them, or the command that makes one.
     """
     folder = datasets_dir / key.folder
-    if not (folder / "generation.json").exists():
+    if not (folder / RECORD_FILE).exists():
         raise MissingInputError(_missing_source(datasets_dir, key, model))
-    return _read_generated(folder)
+    return read_generated(folder)
 
 
-def source_at(reference: str, datasets_dir: Path) -> Source:
-    """The source that a finished run names: a generated data set's folder, or a corpus.
-
-    Raises:
-        MissingInputError: If it is not there.
-    """
-    folder = Path(reference)
-    if (folder / "generation.json").exists():
-        return _read_generated(folder)
-    if DatasetKey.from_folder(folder.name) and not folder.exists():
-        raise MissingInputError(f"the data set {folder} is gone; SAEs that were trained on it cannot be measured")
-    return find_corpus(datasets_dir, reference)
-
-
-def find_corpus(datasets_dir: Path, reference: str) -> Source:
+def find_corpus(reference: str, packs: Packs) -> Source:
     """A text corpus as a source.
 
     Raises:
         MissingInputError: If it is not there.
         InputError: If it cannot be read or has no texts.
     """
-    rows = load_texts(reference, datasets_dir / PACKED_FOLDER / "texts")
+    rows = load_texts(reference, packs.texts_folder)
     if len(rows) == 0:
         raise InputError(f"--text_datasets {reference} has no text in it")
     return Source(corpus_name(reference), reference, len(rows), None, fingerprint_texts(rows))
 
 
-def pack_source(source: Source, tokenizer: PreTrainedTokenizerBase, ctx_len: int, datasets_dir: Path) -> Chunks:
-    """Sequences of `ctx_len` tokens of a source in a target's own ids, packed on first use and mapped from then on.
-
-    The sampled ids are used as they are when both tokenizers give ids the same meaning (compared by content). Otherwise
-    the texts are tokenized with the target's tokenizer, which is logged.
+def read_generated(folder: Path) -> Source:
+    """A generated data set as a source.
 
     Raises:
-        InputError: If the source does not fill one sequence.
+        DamagedFileError: If its record is damaged.
     """
-    target = fingerprint_tokenizer(tokenizer)
-    path = datasets_dir / PACKED_FOLDER / f"{source.name}_{source.fingerprint}_{target}_{ctx_len}.npy"
-    if path.exists():
-        return open_chunks(path)
-    if source.tokenizer_fingerprint == target:
-        rows = Dataset.load_from_disk(source.reference)
-        eos_id = tokenizer.eos_token_id
-        n_tokens = sum(map(len, sampled_ids(rows, bos_id=source.bos_id, eos_id=eos_id)))
-        _check_fills_one(n_tokens, ctx_len, source)
-        return pack_tokens(sampled_ids(rows, bos_id=source.bos_id, eos_id=eos_id), ctx_len, n_tokens // ctx_len, path)
-    if source.is_generated:
-        logger.warning(
-            "%s: its tokenizer is not the target's, so its texts are tokenized again; token counts are the target's",
-            source.name,
-        )
-        rows = Dataset.load_from_disk(source.reference).select_columns([TEXT_COLUMN])
-    else:
-        logger.info("%s: tokenizing %s texts with the target's tokenizer", source.name, f"{source.n_samples:,}")
-        rows = load_texts(source.reference, datasets_dir / PACKED_FOLDER / "texts")
-    tokenized = tokenize_texts(rows, tokenizer, ctx_len).with_format("numpy")
-    return pack_tokens((row["input_ids"] for row in tokenized), ctx_len, len(tokenized), path)
-
-
-def _read_generated(folder: Path) -> Source:
-    """A generated data set as a source."""
-    record, key = read_json(folder / "generation.json"), DatasetKey.from_folder(folder.name)
+    record, key = read_generation_record(folder), DatasetKey.from_folder(folder.name)
+    if key is None:
+        raise InputError(f"{folder} is not called as data sets are (MODEL_SEED_TEMPERATURE_TOP-P); give its name back")
     return Source(
         name=key.model,
         reference=str(folder),
@@ -199,7 +176,90 @@ def _read_generated(folder: Path) -> Source:
         fingerprint=record["fingerprint"],
         tokenizer_fingerprint=record["settings"]["tokenizer_fingerprint"],
         bos_id=record["settings"]["bos_id"],
+        last_text=(record["cut_sample"] or {}).get("text"),
     )
+
+
+def cut_source(source: Source, form: Form) -> Source | None:
+    """A generated data set as it was before it was extended; None if it does not begin so.
+
+    Raises:
+        DamagedFileError: If its samples cannot be read.
+    """
+    if form == source.form:
+        return source
+    shorter = replace(source, **asdict(form))
+    try:
+        open_source(shorter)
+    except OtherSamplesError:
+        return None
+    return shorter
+
+
+def open_source(source: Source) -> Dataset:
+    """The samples of a generated data set, or of the beginning of it that a source is.
+
+    Raises:
+        DamagedFileError: If they are not the ones that were sampled.
+    """
+    folder = Path(source.reference)
+    return cut_to_form(open_samples(folder, read_generation_record(folder)), source.form, folder)
+
+
+def pack_source(
+    source: Source, tokenizer: PreTrainedTokenizerBase, vocab_size: int, ctx_len: int, packs: Packs
+) -> Chunks:
+    """Sequences of `ctx_len` tokens of a source in a target's own ids, packed on first use and mapped from then on.
+
+    The sampled ids are used as they are when both tokenizers give ids the same meaning (compared by content). Otherwise
+    the texts are tokenized with the target's tokenizer, which is logged.
+
+    Args:
+        source: What is packed.
+        tokenizer: The target's.
+        vocab_size: Ids that the target knows.
+        ctx_len: Tokens per sequence.
+        packs: Where they are kept.
+
+    Raises:
+        InputError: If the source does not fill one sequence, or has ids that the target does not know.
+    """
+    target = fingerprint_tokenizer(tokenizer)
+
+    def sampled() -> tuple[Iterator[np.ndarray], int]:
+        rows, ids = open_source(source), {"bos_id": source.bos_id, "eos_id": tokenizer.eos_token_id}
+        n_tokens = 0
+        for each in sampled_ids(rows, **ids):
+            _check_known(each, vocab_size, source)
+            n_tokens += len(each)
+        _check_fills_one(n_tokens, ctx_len, source)
+        return sampled_ids(rows, **ids), n_tokens // ctx_len
+
+    def tokenized() -> tuple[Iterator[np.ndarray], int]:
+        if source.is_generated:
+            logger.warning(
+                "%s: its tokenizer is not the target's, so its texts are tokenized again; token counts are the "
+                "target's",
+                source.name,
+            )
+            texts = open_source(source).select_columns([TEXT_COLUMN])
+        else:
+            logger.info("%s: tokenizing %s texts with the target's tokenizer", source.name, f"{source.n_samples:,}")
+            texts = load_texts(source.reference, packs.texts_folder)
+        rows = tokenize_texts(texts, tokenizer, ctx_len).with_format("numpy")
+        return (row["input_ids"] for row in rows), len(rows)
+
+    name = f"{source.name}_{source.fingerprint}_{target}_{ctx_len}"
+    return packs.get(name, sampled if source.tokenizer_fingerprint == target else tokenized, ctx_len=ctx_len)
+
+
+def _check_known(ids: np.ndarray, vocab_size: int, source: Source) -> None:
+    """Refuse ids that a target has no embedding for, before they reach it: on a GPU they end the process."""
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
+        raise InputError(
+            f"{source.reference} has token ids from {ids.min()} to {ids.max()}, and the target knows 0 .. "
+            f"{vocab_size - 1}; it is not the data set of this model: sample it anew"
+        )
 
 
 def _check_fills_one(n_tokens: int, ctx_len: int, source: Source) -> None:

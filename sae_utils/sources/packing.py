@@ -4,7 +4,6 @@ Samples follow each other, each starting with its BOS; the stream is cut every `
 and the tokens after the last whole sequence are dropped. Packed once, the sequences are memory-mapped from then on.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +11,8 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
+
+from sae_utils.files import written_whole
 
 SEQUENCES_PER_COPY = 64
 """Sequences that go to a device together: 1 MB at 2,048 tokens."""
@@ -98,20 +99,17 @@ def pack_tokens(rows: Iterator[np.ndarray], ctx_len: int, n_chunks: int, path: P
         n_chunks: Sequences to write; `rows` must hold at least `n_chunks * ctx_len` tokens.
         path: `.npy` file to make.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"writing_{os.getpid()}_{path.name}")
-    packed = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.int32, shape=(n_chunks, ctx_len))
-    flat = packed.reshape(-1)
-    n_written = 0
-    for row in rows:
-        piece = row[: len(flat) - n_written]
-        flat[n_written : n_written + len(piece)] = piece
-        n_written += len(piece)
-        if n_written == len(flat):
-            break
-    assert n_written == len(flat), f"{n_written} tokens for {len(flat)} places"
-    packed.flush()
-    os.replace(scratch, path)
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False}
+    n_left = n_chunks * ctx_len
+    with written_whole(path, n_bytes=4 * n_left) as file, open(file.scratch, "wb") as packed:
+        np.lib.format.write_array_header_1_0(packed, header | {"shape": (n_chunks, ctx_len)})
+        for row in rows:
+            piece = np.ascontiguousarray(row[:n_left], dtype=np.int32)
+            packed.write(piece)  # into a mapped file, a full disk would end the process without a word
+            n_left -= len(piece)
+            if not n_left:
+                break
+        assert not n_left, f"{n_left} places without tokens"
     return open_chunks(path)
 
 

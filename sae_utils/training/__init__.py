@@ -9,6 +9,7 @@ parts:
     grid        from what is asked for to the cells
     passes      which SAEs are trained together, by memory
     machines    devices and processes, and how they share the work
+    room        do memory and disk hold what is planned?
     folders     where SAEs are kept, in the making and finished
     loop        the grid, cell by cell
     single_pass some SAEs trained together, measured, written

@@ -34,6 +34,9 @@ class Target:
     n_latents: int
     """Latents of each SAE."""
 
+    vocab_size: int
+    """Token ids that it knows."""
+
     trunk_bytes: int
     """Its weights up to the last layer that is encoded."""
 

@@ -14,8 +14,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sae_utils.files import (
+    check_files,
+    checksum_files,
+    remove_folder,
+    write_json,
+    write_record,
+    write_text,
+    written_folder,
+)
+from sae_utils.memory import sae_bytes
 from sae_utils.paths import METRICS_FILE
-from sae_utils.records import git_commit, remove_folder, versions, write_json, write_text
+from sae_utils.records import git_commit, versions
 from sae_utils.sparse_coders import SparseCoder
 from sae_utils.training.cells import Cell
 from sae_utils.training.folders import CellFolders
@@ -25,17 +35,18 @@ from sae_utils.training.tracking import RUN_FILE
 SaeKey = tuple[int, int]
 """Layer and seed."""
 
+SAE_FILES = ("cfg.json", "sae.safetensors")
+"""What an SAE's folder holds."""
+
 
 def stage_sae(folders: CellFolders, key: SaeKey, sae: SparseCoder) -> None:
     """Write an SAE into its seed's folder, whole or not at all."""
     layer, seed = key
     scratch = folders.work_dir / f"writing_layers.{layer}_seed_{seed}"
-    folder = folders.staged_dir(seed) / f"layers.{layer}"
-    remove_folder(scratch)
-    sae.save_to_disk(scratch)
-    remove_folder(folder)  # of a run that was stopped between writing and recording it
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(scratch, folder)
+    n_bytes = sae_bytes(sae.d_in, sae.num_latents)
+    # What is there already is of a run that was stopped between writing and recording it.
+    with written_folder(folders.staged_sae(layer, seed), scratch=scratch, n_bytes=n_bytes) as folder:
+        sae.save_to_disk(folder)
 
 
 def make_record(
@@ -55,7 +66,19 @@ def make_record(
         **measured,
         "max_decoder_norm_deviation": float((sae.W_dec.detach().norm(dim=1) - 1).abs().max()),
         "path": str(folders.seed_dir(seed) / f"layers.{layer}"),
+        "checksums": checksum_files(folders.staged_sae(layer, seed), SAE_FILES),
     }
+
+
+def check_staged(folders: CellFolders, records: Sequence[Mapping[str, Any]], remedy: str) -> None:
+    """Compare staged SAEs with their records; those that have been published are gone from there.
+
+    Raises:
+        DamagedFileError: If one is not as it was written.
+    """
+    for record in records:
+        if folders.staged_dir(record["seed"]).exists():
+            check_files(folders.staged_sae(record["layer"], record["seed"]), record.get("checksums", {}), remedy)
 
 
 def publish(
@@ -74,14 +97,17 @@ def publish(
     """
     losses = _merge_losses(metrics)
     for seed, run in runs.items():
-        if folders.seed_dir(seed).exists():  # an interrupted run got as far as this one
+        staged, final = folders.staged_dir(seed), folders.seed_dir(seed)
+        if not staged.exists():  # an interrupted run got as far as this one
             continue
-        staged = folders.staged_dir(seed)
         write_text(staged / METRICS_FILE, _losses_of(seed, losses))
         shutil.copyfile(folders.work_dir / RUN_FILE, staged / RUN_FILE)
         write_json(staged / "config.json", config)
-        write_json(staged / "run.json", run)
-        os.replace(staged, folders.seed_dir(seed))
+        write_record(staged / "run.json", run | {"checksums": checksum_files(staged, ["config.json", METRICS_FILE])})
+        if final.exists():  # what --overwrite replaces stays until there is something in its place
+            folders.previous_dir.mkdir(exist_ok=True)
+            os.replace(final, folders.previous_dir / final.name)
+        os.replace(staged, final)
     remove_folder(folders.work_dir)
 
 
@@ -97,6 +123,7 @@ def reader_config(cell: Cell, hookpoints: Mapping[int, str]) -> dict[str, Any]:
 
 def run_record(
     cell: Cell,
+    folders: CellFolders,
     seed: int,
     hookpoints: Mapping[int, str],
     target_fingerprint: str,
@@ -104,13 +131,23 @@ def run_record(
     machines: Machines,
 ) -> dict[str, Any]:
     """run.json: enough to train the SAEs of a seed again, and how they did."""
+    here, source = folders.seed_dir(seed), cell.source
     return {
         "settings": cell.identity(),
         "seed": seed,
         "target_reference": cell.target.reference,
         "target_fingerprint": target_fingerprint,
-        "dataset": cell.source.reference,
-        "dataset_fingerprint": cell.source.fingerprint,
+        "target_from_here": _seen_from(here, cell.target.reference),
+        "dataset": source.reference,
+        "dataset_fingerprint": source.fingerprint,
+        "dataset_from_here": _seen_from(here, source.reference),
+        "dataset_form": {
+            "n_samples": source.n_samples,
+            "n_tokens": source.n_tokens,
+            "last_text": source.last_text,
+        }
+        if source.is_generated
+        else None,
         "n_train_tokens": cell.budget.n_train_tokens,
         "n_eval_tokens": cell.budget.n_eval_tokens,
         "hookpoints": _by_layer_name(hookpoints),
@@ -120,6 +157,12 @@ def run_record(
         "versions": versions(),
         "git_commit": git_commit(),
     }
+
+
+def _seen_from(folder: Path, reference: str) -> str | None:
+    """A path from one folder to another, which holds when both are moved together; None for what is on a hub."""
+    path = Path(reference).expanduser()
+    return os.path.relpath(path, folder) if path.exists() else None
 
 
 def _by_layer_name(hookpoints: Mapping[int, str]) -> dict[str, str]:

@@ -6,16 +6,16 @@
                                   <pass>/metrics.jsonl    its losses so far
                                   <pass>/records.json     measurements of its SAEs; a pass that has it is complete
                                   finished/               SAEs of complete passes
+                                  previous/               what they replace, for the moment it takes
 <target>_from_<source>_seed_<s>/                          finished SAEs, moved here in one step
 """
 
-from collections.abc import Iterable
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from sae_utils.errors import check_positive
 from sae_utils.paths import UNFINISHED_SUFFIX, cell_name, seed_dir
-from sae_utils.records import remove_folder
 from sae_utils.training.passes import Pass
 
 
@@ -59,10 +59,20 @@ class CellFolders:
         """Where a seed's folder is put together before it gets its final name."""
         return self.work_dir / "finished" / self.seed_dir(seed).name
 
-    def remove(self, seeds: Iterable[int]) -> None:
-        """Throw away what was begun, and what these seeds have finished."""
-        for folder in [self.work_dir, *map(self.seed_dir, seeds)]:
-            remove_folder(folder)
+    def staged_sae(self, layer: int, seed: int) -> Path:
+        """Where an SAE waits in it."""
+        return self.staged_dir(seed) / f"layers.{layer}"
+
+    @property
+    def previous_dir(self) -> Path:
+        """Where finished folders are that are just being replaced."""
+        return self.work_dir / "previous"
+
+    def restore_previous(self) -> None:
+        """Put back what a run set aside that was killed before it had put something in its place."""
+        for folder in self.previous_dir.glob("*"):
+            if not (self.checkpoint_dir / folder.name).exists():
+                os.replace(folder, self.checkpoint_dir / folder.name)
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ class Checkpoints:
     """Optimizer steps between resumable checkpoints."""
 
     overwrite: bool = False
-    """Throw away what stands there, instead of continuing it."""
+    """Train anew what stands there, instead of continuing it."""
 
     def __post_init__(self) -> None:
         check_positive(save_every=self.save_every)

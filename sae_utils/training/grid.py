@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from sae_utils.devices import dtype_name
+from sae_utils.disk import free_disk_bytes
 from sae_utils.distributed import Workers
 from sae_utils.errors import InputError, check_positive
 from sae_utils.expansion import DictionarySize, check_latents_on_gpu
@@ -76,7 +78,9 @@ def plan_grid(
     sources = find_sources(choice.sources)
     targets = find_targets(choice.targets, choice.size, settings, dtype, is_on_gpu=device.type == "cuda")
     chunks = {
-        (target.name, source.name): pack_source(source, target.tokenizer, settings.ctx_len, choice.sources.datasets_dir)
+        (target.name, source.name): pack_source(
+            source, target.tokenizer, target.vocab_size, settings.ctx_len, choice.sources.packs
+        )
         for target in targets
         for source in sources
     }
@@ -120,12 +124,13 @@ def find_targets(
         if is_on_gpu:
             check_latents_on_gpu(n_latents, reference)
         weights = trunk_bytes(config, dtype, max(settings.layers))
-        targets.append(Target(reference, dtype, load_tokenizer(reference), d_model, n_latents, weights))
+        shape = d_model, n_latents, config.vocab_size
+        targets.append(Target(reference, dtype, load_tokenizer(reference), *shape, weights))
     check_distinct([target.name for target in targets], "--target_models")
     return targets
 
 
-def describe_grid(cells: Sequence[Cell], seeds: Sequence[int], machines: Machines) -> str:
+def describe_grid(cells: Sequence[Cell], seeds: Sequence[int], machines: Machines, checkpoint_dir: Path) -> str:
     """The plan in a few lines: cells, tokens, steps, latents, passes, memory, disk."""
     settings, budget = cells[0].settings, cells[0].budget
     n_saes = len(settings.layers) * len(seeds)
@@ -135,6 +140,7 @@ def describe_grid(cells: Sequence[Cell], seeds: Sequence[int], machines: Machine
         f"training tokens in {n_steps:,} steps, {budget.n_eval_tokens:,} tokens held out; {machines.device}, "
         f"{dtype_name(cells[0].target.dtype)}" + (f"; {NOT_HERE}" if machines.free_bytes is None else "")
     ]
+    free_disk = free_disk_bytes(checkpoint_dir) / GB
     free = "" if machines.free_bytes is None else f" of {machines.free_bytes / GB:.2f} GB free"
     for cell in cells:
         target, memory = cell.target, cell.memory(is_replicated=machines.is_replicated)
@@ -144,6 +150,6 @@ def describe_grid(cells: Sequence[Cell], seeds: Sequence[int], machines: Machine
         lines.append(
             f"  {cell.name}: {target.n_latents:,} latents, k {settings.k}, {len(passes)} "
             f"pass{'es' if len(passes) > 1 else ''} ({'; '.join(map(str, passes))}), about {n_bytes / GB:.2f} GB{free}"
-            f", {sae_bytes(target.d_model, target.n_latents) * n_saes / GB:.2f} GB on disk"
+            f", {sae_bytes(target.d_model, target.n_latents) * n_saes / GB:.2f} GB on disk of {free_disk:.2f} GB free"
         )
     return "\n".join(lines)

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from sae_utils.errors import InputError, check_positive
 
+MAX_LR = 1e30
+"""Largest learning rate that is taken for one: float32, in which weights are, ends soon after."""
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -47,8 +50,8 @@ class TrainingSettings:
             raise InputError(f"--ctx_len must be at least 2 tokens, got {self.ctx_len}")
         if not self.layers or len(set(self.layers)) != len(self.layers):
             raise InputError(f"--layers must name at least one layer, each once, got {list(self.layers)}")
-        if self.lr is not None and not self.lr > 0:
-            raise InputError(f"--lr must be > 0, got {self.lr}")
+        if self.lr is not None and not 0 < self.lr <= MAX_LR:
+            raise InputError(f"--lr must be > 0 and at most {MAX_LR:g}, got {self.lr}")
         if self.shuffle_seed < 0:
             raise InputError(f"--shuffle_seed must be >= 0, got {self.shuffle_seed}")
 

@@ -1,20 +1,23 @@
 """One pass of the target model: some of a cell's SAEs trained together, measured, and written."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from sae_utils.errors import InputError
+from sae_utils.errors import InputError, NonFiniteError
 from sae_utils.evaluation.reconstruction import evaluate_reconstruction
+from sae_utils.files import check_files, checksum_files, read_record, remove_folder, write_record
 from sae_utils.memory import is_out_of_memory, release_memory
 from sae_utils.models import cut_for_now, find_layers
-from sae_utils.records import read_json, remove_folder, write_json
+from sae_utils.paths import METRICS_FILE
 from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig, TrainConfig
 from sae_utils.training.cells import Cell
-from sae_utils.training.finished import SaeKey, make_record, stage_sae
-from sae_utils.training.folders import Checkpoints
+from sae_utils.training.finished import SaeKey, check_staged, make_record, stage_sae
+from sae_utils.training.folders import CellFolders, Checkpoints
 from sae_utils.training.machines import Machines
 from sae_utils.training.monitor import TrainingMonitor
 from sae_utils.training.passes import Pass
@@ -78,7 +81,7 @@ def train_pass(
     workers, folders = machines.workers, checkpoints.of(cell.target.name, cell.source.name)
     records_path = folders.pass_dir(which) / RECORDS_FILE
     if workers.agree(records_path.exists()):
-        return read_json(records_path)
+        return workers.agree(read_pass_records(records_path, folders) if workers.is_main else None)
     train_chunks, eval_chunks = cell.split()
     hookpoints = layer_names(model, which.layers)
     with cut_for_now(model, max(which.layers)):
@@ -104,14 +107,45 @@ def train_pass(
         release_memory(machines.device)  # what is measured needs no optimizer
         hooked = {key: (hookpoints[key[0]], sae) for key, sae in saes.items()}
         measured = evaluate_reconstruction(model, hooked, eval_chunks, batch_size=cell.settings.batch_size)
+    check_measured(measured)
     for key, sae in saes.items():
         stage_sae(folders, key, sae)
     n_tokens = cell.budget.n_train_tokens
     own = [make_record(folders, key, sae, n_tokens, measured[key]) for key, sae in saes.items()]
     records = [record for part in workers.gather(own) for record in part]
     if workers.is_main:
-        write_json(records_path, records)
+        losses = [METRICS_FILE] if (records_path.parent / METRICS_FILE).exists() else []
+        write_record(records_path, {"saes": records, "checksums": checksum_files(records_path.parent, losses)})
     return records
+
+
+def read_pass_records(path: Path, folders: CellFolders) -> list[dict[str, Any]]:
+    """The records of a pass that is complete, compared with its losses and its SAEs.
+
+    Raises:
+        DamagedFileError: If something of it is not as it was written.
+    """
+    remedy = f"rm -r {path.parent}, and the same command trains this pass anew"
+    stored = read_record(path, remedy, saes=list, checksums=dict)
+    check_files(path.parent, stored["checksums"], remedy)
+    check_staged(folders, stored["saes"], remedy)
+    return stored["saes"]
+
+
+def check_measured(measured: Mapping[SaeKey, Mapping[str, Any]]) -> None:
+    """Refuse SAEs that have diverged without a loss that says so.
+
+    Raises:
+        NonFiniteError: If a number is NaN or infinite.
+    """
+    for (layer, seed), numbers in measured.items():
+        lost = {name: value for name, value in numbers.items() if value is not None and not math.isfinite(value)}
+        if lost:
+            raise NonFiniteError(
+                f"on the held-out tokens, the SAE of layer {layer}, seed {seed} has {lost}: training has diverged, or "
+                f"the model's activations there are not finite; nothing of it is published: lower --lr, or try another "
+                f"--dtype"
+            )
 
 
 def fit(

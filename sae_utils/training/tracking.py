@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sae_utils.files import read_record, write_record
 from sae_utils.paths import METRICS_FILE
-from sae_utils.records import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +81,8 @@ class Tracker:
 
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / RUN_FILE).exists():
-            write_json(folder / RUN_FILE, {"id": uuid.uuid4().hex[:12], "project": project, "entity": entity})
-        about = read_json(folder / RUN_FILE) | {"project": project, "entity": entity}
+            write_record(folder / RUN_FILE, {"id": uuid.uuid4().hex[:12], "project": project, "entity": entity})
+        about = read_run_id(folder) | {"project": project, "entity": entity}
         self.run = wandb.init(**about, group=group, name=name, tags=tags, config=config, **_run_options(mode))
         self.run.define_metric("tokens")
         self.run.define_metric("*", step_metric="tokens")
@@ -129,9 +129,20 @@ def add_to_summary(folder: Path, mode: str, summary: dict[str, Any]) -> None:
     """Put what was measured later into the summary of the W&B run that trained the SAEs in a folder."""
     import wandb
 
-    run = wandb.init(**read_json(folder / RUN_FILE), **_run_options(mode))
+    run = wandb.init(**read_run_id(folder), **_run_options(mode))
     run.summary.update(summary)
     run.finish()
+
+
+def read_run_id(folder: Path) -> dict[str, Any]:
+    """Id, project and team of the W&B run that a folder belongs to.
+
+    Raises:
+        DamagedFileError: If its file is damaged.
+    """
+    remedy = f"rm {folder / RUN_FILE}, and the next run gets another id"
+    record = read_record(folder / RUN_FILE, remedy, id=str)
+    return {name: record.get(name) for name in ("id", "project", "entity")}
 
 
 def _run_options(mode: str) -> dict[str, Any]:

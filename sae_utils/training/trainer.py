@@ -16,7 +16,7 @@ whole batch.
 import contextlib
 import itertools
 import logging
-import os
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +28,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sae_utils.distributed import Workers
-from sae_utils.errors import InputError
-from sae_utils.records import read_json, write_json
+from sae_utils.errors import InputError, NonFiniteError, remedy_for_non_finite
+from sae_utils.files import (
+    DamagedFileError,
+    check_file,
+    checksum_beginning,
+    checksum_file,
+    read_record,
+    reading,
+    write_record,
+    written_whole,
+)
+from sae_utils.paths import METRICS_FILE
 from sae_utils.sources.packing import Chunks, ChunksOnDevice
 from sae_utils.sparse_coders import ForwardOutput, TrainConfig, Trainer
+from sae_utils.stopping import Stopped, StopRequest, stops_deferred
 from sae_utils.training.adapters import NothingExcluded, adapted_sparsify, captured_prints
 
 logger = logging.getLogger(__name__)
@@ -96,8 +107,10 @@ class SaeTrainer(Trainer):
         self.on_step: StepReport = lambda n_tokens, report: None
         self.read_back_steps = READ_BACK_STEPS[model.device.type]
         self._is_fitting = False
+        self._stop_request = StopRequest()
         self._fvu_sums: dict[str, Tensor] = {}
         self._statistics: dict[str, BatchStatistics] = {}
+        self._are_finite: dict[str, Tensor] = {}
         self._unread: list[tuple[int, Tensor]] = []
         cfg.log_to_wandb = False  # sparsify would start a run of its own
         own_chunks = chunks.share(self.workers.rank, self.workers.n, cfg.batch_size) if self.workers.n > 1 else chunks
@@ -138,6 +151,11 @@ class SaeTrainer(Trainer):
         """Tokens that each SAE was trained on so far."""
         return self.global_step * self.cfg.batch_size * self.workers.n * self.dataset.ctx_len
 
+    @property
+    def _tokens_per_step(self) -> int:
+        """Tokens of an optimizer step."""
+        return self.cfg.grad_acc_steps * self.cfg.batch_size * self.workers.n * self.dataset.ctx_len
+
     def fit(self) -> None:
         """Train on what is left of the sequences; the SAEs end in evaluation form, as they are to be used."""
         precision = torch.get_float32_matmul_precision()
@@ -149,9 +167,11 @@ class SaeTrainer(Trainer):
                 captured_prints(),
                 adapted_sparsify(device),
                 self._hooked(),
+                stops_deferred() as self._stop_request,
             ):
                 super().fit()
             self._read_back()
+            self._check_weights()
         finally:
             self._is_fitting = False
             torch.set_float32_matmul_precision(precision)
@@ -170,12 +190,16 @@ class SaeTrainer(Trainer):
     def save_state(self) -> None:
         """Write everything that the next batch depends on: the old state stands until the new one is complete."""
         is_writing = bool(self.owned_saes)
-        if is_writing:
-            self._write_own_state()
-        self.workers.wait()
+        own = {self._state_path(self.global_step).name: self._write_own_state()} if is_writing else {}
+        written = self.workers.gather(own)
         if self.workers.is_main:
-            n_parts = self.workers.n if self.cfg.distribute_modules else 1
-            write_json(self.work_dir / STATE_FILE, {"global_step": self.global_step, "n_parts": n_parts})
+            record = {
+                "global_step": self.global_step,
+                "n_parts": self.workers.n if self.cfg.distribute_modules else 1,
+                "checksums": dict(itertools.chain.from_iterable(map(dict.items, written))),
+                "losses": self._describe_losses(),
+            }
+            write_record(self.work_dir / STATE_FILE, record)
         self.workers.wait()
         if is_writing:
             for path in self.work_dir.glob(f"state_*_{self._part}.pt"):
@@ -186,25 +210,30 @@ class SaeTrainer(Trainer):
         """Take up training where `save_state` left it.
 
         Raises:
-            InputError: If the layers were distributed over another number of processes.
+            InputError: If the layers were distributed over another number of processes, or the state is damaged.
         """
-        saved = read_json(self.work_dir / STATE_FILE)
+        remedy = f"rm -r {self.work_dir}, and the same command trains this pass anew"
+        saved = read_record(self.work_dir / STATE_FILE, remedy, global_step=int, n_parts=int)
         n_parts = self.workers.n if self.cfg.distribute_modules else 1
         if saved["n_parts"] != n_parts:
             raise InputError(
                 f"{self.work_dir} was begun {_describe_parts(saved['n_parts'])} and cannot go on "
                 f"{_describe_parts(n_parts)}; go on as it was begun, or give --overwrite"
             )
+        path = self._state_path(saved["global_step"])
+        check_file(path, saved.get("checksums", {}).get(path.name), remedy)
+        self._check_losses(saved.get("losses"), remedy)
         # Everything finds its way from there, and Adam's step counters stay on the host, where Adam reads them.
-        state = torch.load(self._state_path(saved["global_step"]), map_location="cpu", weights_only=True)
-        for name, sae in self.saes.items():
-            sae.load_state_dict(state["saes"][name])
-        for optimizer, each in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(each)
-        for scheduler, each in zip(self.lr_schedulers, state["lr_schedulers"], strict=True):
-            scheduler.load_state_dict(each)
-        for name, counts in state["num_tokens_since_fired"].items():
-            self.num_tokens_since_fired[name].copy_(counts)
+        with reading(path, remedy):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            for name, sae in self.saes.items():
+                sae.load_state_dict(state["saes"][name])
+            for optimizer, each in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(each)
+            for scheduler, each in zip(self.lr_schedulers, state["lr_schedulers"], strict=True):
+                scheduler.load_state_dict(each)
+            for name, counts in state["num_tokens_since_fired"].items():
+                self.num_tokens_since_fired[name].copy_(counts)
         self.global_step = saved["global_step"]
 
     def sae_name(self, hookpoint: str, seed: int) -> str:
@@ -219,21 +248,42 @@ class SaeTrainer(Trainer):
     def _state_path(self, step: int) -> Path:
         return self.work_dir / f"state_{step}_{self._part}.pt"
 
-    def _write_own_state(self) -> None:
-        """Write this process's part of the state, whole or not at all."""
+    def _write_own_state(self) -> str:
+        """Write this process's part of the state, whole or not at all; its checksum."""
         state = {
             "saes": {name: sae.state_dict() for name, sae in self.saes.items()},
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "lr_schedulers": [scheduler.state_dict() for scheduler in self.lr_schedulers],
             "num_tokens_since_fired": self.num_tokens_since_fired,
         }
-        self.work_dir.mkdir(parents=True, exist_ok=True)
-        scratch = self.work_dir / f"writing_state_{self._part}.pt"
-        with open(scratch, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, self._state_path(self.global_step))
+        with written_whole(self._state_path(self.global_step), n_bytes=_nested_bytes(state)) as file:
+            torch.save(state, file.scratch)
+            return checksum_file(file.scratch)
+
+    @property
+    def _losses_path(self) -> Path:
+        """Where `on_step` takes losses down; nothing is, if nobody wants them."""
+        return self.work_dir / METRICS_FILE
+
+    def _describe_losses(self) -> dict[str, Any] | None:
+        """Size and checksum of the losses so far, to which more will be added."""
+        if not self._losses_path.exists():
+            return None
+        n_bytes = self._losses_path.stat().st_size
+        return {"n_bytes": n_bytes, "checksum": checksum_beginning(self._losses_path, n_bytes)}
+
+    def _check_losses(self, saved: dict[str, Any] | None, remedy: str) -> None:
+        """Compare the losses up to a checkpoint with what it says of them.
+
+        Raises:
+            DamagedFileError: If they are not as they were.
+        """
+        if saved is None or not self.workers.is_main:
+            return
+        with reading(self._losses_path, remedy):
+            found = checksum_beginning(self._losses_path, saved["n_bytes"])
+        if found != saved["checksum"]:
+            raise DamagedFileError(self._losses_path, "losses before the last checkpoint have changed", remedy)
 
     def _sort_parameters_(self) -> None:
         """Give the optimizers' parameters one order, in place.
@@ -276,12 +326,13 @@ class SaeTrainer(Trainer):
             mean = self.workers.sum_(x.mean(dim=0)) / n
             total_variance = self.workers.sum_((x - mean).pow(2).sum()) / (n if self.has_replicas else 1)
             self._statistics[hookpoint] = BatchStatistics(mean, total_variance)
+            self._are_finite[hookpoint] = self._are_finite.get(hookpoint, True) & torch.isfinite(total_variance)
 
         return measure
 
     def _make_input_hook(self, name: str) -> Callable:
         """A hook before an SAE's forward pass: activations in float32, and the statistics of their batch."""
-        hookpoint = name.partition("/")[0]
+        hookpoint = _hookpoint_of(name)
 
         def prepare(sae: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
             statistics = self._statistics[hookpoint]
@@ -312,11 +363,18 @@ class SaeTrainer(Trainer):
         fvus = torch.stack([self._fvu_sums[name].float() for name in self.saes]) / self.cfg.grad_acc_steps
         if self.has_replicas:
             fvus = self.workers.sum_(fvus) / self.workers.n
+        have_finite_input = torch.stack([self._are_finite[_hookpoint_of(name)] for name in self.saes]).float()
         self._fvu_sums.clear()
-        self._unread.append((self.n_tokens_seen, torch.stack([fvus, torch.stack(dead_shares)])))
+        self._are_finite.clear()
+        self._unread.append((self.n_tokens_seen, torch.stack([fvus, torch.stack(dead_shares), have_finite_input])))
         is_saving = (self.global_step // self.cfg.grad_acc_steps) % self.cfg.save_every == 0
-        if is_saving or len(self._unread) >= self.read_back_steps:
+        is_alone = self.workers.n == 1
+        if is_saving or len(self._unread) >= self.read_back_steps or (is_alone and self._stop_request.signum):
             self._read_back()
+            # Several processes look at the same steps, so that all of them stop after the same one.
+            if signum := max(self.workers.gather(self._stop_request.signum)):
+                self.save_state()
+                raise Stopped(signum)
         if is_saving:
             self.save_state()
 
@@ -327,17 +385,64 @@ class SaeTrainer(Trainer):
         n_tokens, losses = zip(*self._unread, strict=True)
         self._unread.clear()
         reports = [
-            {name: {"fvu": fvu, "dead_share": dead} for name, fvu, dead in zip(self.saes, *step, strict=True)}
-            for step in torch.stack(losses).tolist()  # (steps, 2, n_saes)
+            {
+                name: {"fvu": fvu, "dead_share": dead, "has_finite_input": is_finite}
+                for name, fvu, dead, is_finite in zip(self.saes, *step, strict=True)
+            }
+            for step in torch.stack(losses).tolist()  # (steps, 3, n_saes)
         ]
         if self.cfg.distribute_modules:
             by_process = self.workers.gather(reports)
             reports = [
                 dict(itertools.chain.from_iterable(map(dict.items, step))) for step in zip(*by_process, strict=True)
             ]
-        if self.workers.is_main:
-            for each in zip(n_tokens, reports, strict=True):
-                self.on_step(*each)
+        for n_tokens_seen, report in zip(n_tokens, reports, strict=True):
+            self._check_finite(n_tokens_seen, report)
+            if self.workers.is_main:
+                self.on_step(n_tokens_seen, report)
+
+    def _check_finite(self, n_tokens: int, report: dict[str, dict[str, float]]) -> None:
+        """Stop at the first step whose activations or losses are NaN or infinite; what was saved before is kept.
+
+        Raises:
+            NonFiniteError: In every process.
+        """
+        where = f"after {n_tokens:,} tokens (step {n_tokens // self._tokens_per_step:,})"
+        for name, each in report.items():
+            layer, dtype = _hookpoint_of(name), str(self.model.dtype).removeprefix("torch.")
+            if not each.pop("has_finite_input"):
+                raise NonFiniteError(
+                    f"the activations of {self.model.name_or_path} at {layer} are NaN or infinite {where}, in {dtype}; "
+                    f"nothing of it is published: {remedy_for_non_finite(dtype)}"
+                )
+            if not math.isfinite(each["fvu"]):
+                raise NonFiniteError(
+                    f"the loss of {name} is {each['fvu']} {where}, on finite activations: training has diverged, or "
+                    f"they do not vary; nothing of it is published: lower --lr"
+                )
+
+    def _check_weights(self) -> None:
+        """Find what the last step has done, which no loss shows any more.
+
+        Raises:
+            NonFiniteError: If a weight is NaN or infinite.
+        """
+        for name, sae in self.saes.items():
+            if not all(bool(torch.isfinite(parameter).all()) for parameter in sae.parameters()):
+                raise NonFiniteError(f"the weights of {name} are NaN or infinite in the end: lower --lr")
+
+
+def _hookpoint_of(name: str) -> str:
+    """The layer that an SAE reads, from its name in `saes`."""
+    return name.partition("/")[0]
+
+
+def _nested_bytes(state: Any) -> int:
+    """Bytes of all tensors in nested dictionaries and lists."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    values = state.values() if isinstance(state, dict) else state if isinstance(state, list) else ()
+    return sum(map(_nested_bytes, values))
 
 
 def _describe_parts(n_parts: int) -> str:

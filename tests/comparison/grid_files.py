@@ -1,20 +1,24 @@
 """What stands in the folder of the fixture `grid`, and its comparison, run again."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from conftest import edit_record
 from safetensors.torch import load_file, save_file
 
 from sae_utils.comparison.features import describe_features
-from sae_utils.comparison.groups import ComparisonSettings, find_sources_of, group_saes
+from sae_utils.comparison.groups import ComparisonSettings, group_saes
 from sae_utils.comparison.measuring import measure, read_known
 from sae_utils.comparison.pairs import match_seeds
 from sae_utils.comparison.results import Results, read_arrays
 from sae_utils.comparison.trained import TrainedSae, find_all_trained
+from sae_utils.comparison.whereabouts import Whereabouts, find_sources_of
+from sae_utils.files import checksum_file
 from sae_utils.sources.packing import Chunks, open_chunks
+from sae_utils.sources.packs import Packs
 from sae_utils.sparse_coders import SparseCoder
 
 COMPARE = ["--random_tokens", "2000", "--quiet", "--wandb_mode", "disabled"]
@@ -67,24 +71,37 @@ def sae_of(source: str, layer: int, seed: int) -> SparseCoder:
 
 def change_weights(source: str, layer: int, seed: int) -> None:
     """As if the SAE had been trained again."""
-    path = f"checkpoints/tiny_from_{source}_seed_{seed}/layers.{layer}/sae.safetensors"
-    save_file({name: tensor + 0.01 * torch.sin(tensor * 9) for name, tensor in load_file(path).items()}, path)
+    change_tensors(source, layer, seed, lambda tensor: tensor + 0.01 * torch.sin(tensor * 9))
+
+
+def change_tensors(source: str, layer: int, seed: int, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Other weights in an SAE's file, and in its record."""
+    folder = Path(f"checkpoints/tiny_from_{source}_seed_{seed}")
+    path = folder / f"layers.{layer}/sae.safetensors"
+    save_file({name: change(tensor) for name, tensor in load_file(path).items()}, path)
+    saes = json.loads((folder / "run.json").read_text())["saes"]
+    (record,) = [each for each in saes if each["layer"] == layer]
+    record["checksums"]["sae.safetensors"] = checksum_file(path)
+    edit_record(folder / "run.json", saes=saes)
 
 
 def settings(n_random_tokens: int = 2000) -> ComparisonSettings:
     """How SAEs are compared here."""
-    return ComparisonSettings(Path("datasets"), torch.device("cpu"), n_random_tokens=n_random_tokens, quiet=True)
+    packs = Packs((Path("datasets"),))
+    return ComparisonSettings(
+        Whereabouts(Path("datasets"), packs), torch.device("cpu"), n_random_tokens=n_random_tokens, quiet=True
+    )
 
 
 def compare_all(*, seeds: Sequence[int] = SEEDS, sources: Sequence[str] = SOURCES, n_random_tokens: int = 2000) -> None:
     """The comparison alone, without figures and page, of what a run of these sources and seeds has trained."""
-    saes = [sae for sae in find_all_trained(Path("checkpoints")) if sae.seed in seeds and sae.key[1] in sources]
+    saes = [sae for sae in find_all_trained(Path("checkpoints"))[0] if sae.seed in seeds and sae.key[1] in sources]
     compare(saes, Path("results"), settings(n_random_tokens))
 
 
 def compare(saes: Sequence[TrainedSae], results_dir: Path, how: ComparisonSettings) -> Results:
     """The steps between training and report, as `train_sae.py` takes them."""
-    sources = find_sources_of(saes, how.datasets_dir)
+    sources = find_sources_of(saes, how.where)
     results = read_known(results_dir, saes, sources)
     for group in group_saes(saes, sources, how):
         measure(group, results)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sae_utils.comparison.results import Results, read_arrays, read_results, tidy_csv, write_arrays
+from sae_utils.disk import DiskFullError
 
 QUANTILES = {"0.01": 0.0, "0.5": 0.1}
 
@@ -126,7 +127,7 @@ def test_records_are_in_the_order_of_their_names_whenever_they_came():
     pairs = [pair_of("tiny", 7, 0, 2), pair_of("tiny", 7, 1, 2)]
     assert results_of(saes[::-1], pairs).save().read_bytes() == first
     metrics = json.loads(first)
-    assert list(metrics) == ["schema", "saes", "pairs", "datasets"]
+    assert list(metrics) == ["schema", "saes", "pairs", "datasets", "checksum"]
     assert [(each["layer"], each["seed"]) for each in metrics["saes"]] == [(7, 0), (7, 1), (15, 0), (15, 1)]
 
 
@@ -166,6 +167,6 @@ def test_arrays_that_fail_to_be_written_leave_the_old_ones(tmp_path, monkeypatch
         raise OSError("No space left on device")
 
     monkeypatch.setattr(np, "savez_compressed", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskFullError, match=r"a\.npz needs"):
         write_arrays(path, {"a": np.arange(4)})
     assert read_arrays(path)["a"].tolist() == [0, 1, 2]

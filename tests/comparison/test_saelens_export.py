@@ -23,7 +23,7 @@ def trained(request, tmp_path) -> TrainedSae:
     model = make_model(tmp_path / "tiny", request.param, n_layers=9)
     hookpoint = f"{find_layers(load_trunk(str(model), torch.device('cpu'), torch.float32))[0]}.7"
     write_saes(Path("checkpoints"), hookpoints={7: hookpoint}, reference="./tiny")
-    (sae,) = find_all_trained(Path("checkpoints"))
+    (sae,) = find_all_trained(Path("checkpoints"))[0]
     return sae
 
 
@@ -105,7 +105,7 @@ def test_an_export_replaces_the_one_that_is_there_and_no_other():
     make_model(Path("tiny"))
     for seed in (0, 1):
         write_saes(Path("checkpoints"), seed=seed, hookpoints={0: "layers.0", 1: "layers.1"})
-    saes = find_all_trained(Path("checkpoints"))
+    saes, _ = find_all_trained(Path("checkpoints"))
     folders = export_saelens(saes, Path("checkpoints"))
     assert len(folders) == 4
     for folder in folders:
@@ -114,4 +114,4 @@ def test_an_export_replaces_the_one_that_is_there_and_no_other():
     assert [(folder / "old.txt").exists() for folder in folders] == [False, True, True, True]
     names = {path.name for path in Path("checkpoints/saelens").rglob("layers.*")}
     assert names == {"layers.0", "layers.1"}
-    assert [sae.key for sae in find_all_trained(Path("checkpoints"))] == [sae.key for sae in saes]
+    assert [sae.key for sae in find_all_trained(Path("checkpoints"))[0]] == [sae.key for sae in saes]

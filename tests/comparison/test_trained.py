@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from sae_utils.comparison.trained import TrainedSae, find_all_trained, find_trained
 from sae_utils.errors import MissingInputError
-from sae_utils.records import write_json
+from sae_utils.files import write_json
 from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig
 
 D_MODEL, N_LATENTS = 8, 24
@@ -60,7 +60,7 @@ def test_all_finished_saes_are_found_by_target_source_layer_and_seed(tmp_path):
     """Layer 15 comes after layer 7: numbers are not compared as text."""
     write_grid(tmp_path)
     expected = [("tiny", source, layer, seed) for source in ("other", "tiny") for layer in (7, 15) for seed in (0, 1)]
-    saes = find_all_trained(tmp_path)
+    saes = find_all_trained(tmp_path)[0]
     assert keys_of(saes) == expected
     assert {sae.hookpoint for sae in saes if sae.layer == 7} == {"layers.7"}
     assert {sae.eval_shape for sae in saes} == {("./tiny", "float32", 32, 96)}
@@ -74,11 +74,11 @@ def test_only_the_folders_asked_for_are_read_in_any_order(tmp_path):
 
 def test_unfinished_folders_and_exports_are_not_taken_for_saes(tmp_path):
     write_grid(tmp_path)
-    before = keys_of(find_all_trained(tmp_path))
+    before = keys_of(find_all_trained(tmp_path)[0])
     write_saes(tmp_path / "tiny_from_new.unfinished" / "finished", source="new", hookpoints={7: "layers.7"})
     write_saes(tmp_path / "saelens", source="new", hookpoints={7: "layers.7"})
     (tmp_path / "tiny_from_new_seed_0").mkdir()
-    assert keys_of(find_all_trained(tmp_path)) == before
+    assert keys_of(find_all_trained(tmp_path)[0]) == before
 
 
 def test_a_folder_without_finished_saes_is_refused(tmp_path):
@@ -92,14 +92,14 @@ def test_path_is_where_the_sae_is_now(tmp_path):
     """Folders are moved and copied to other machines."""
     write_saes(tmp_path / "then", hookpoints={7: "layers.7"})
     (tmp_path / "then").rename(tmp_path / "now")
-    (sae,) = find_all_trained(tmp_path / "now")
-    assert sae.record["path"] == str(sae.folder) == str(tmp_path / "now/tiny_from_tiny_seed_0/layers.7")
+    (sae,) = find_all_trained(tmp_path / "now")[0]
+    assert sae.path == str(sae.folder) == str(tmp_path / "now/tiny_from_tiny_seed_0/layers.7")
 
 
 def test_the_fingerprint_is_that_of_the_weights_alone(tmp_path):
     folder = write_saes(tmp_path / "a", hookpoints={7: "layers.7", 15: "layers.15"})
     write_saes(tmp_path / "b", hookpoints={7: "layers.7", 15: "layers.15"}, n_eval_tokens=320)
-    first, second = (find_all_trained(tmp_path / name) for name in "ab")
+    first, second = (find_all_trained(tmp_path / name)[0] for name in "ab")
     assert [sae.weights_fingerprint for sae in first] == [sae.weights_fingerprint for sae in second]
     assert first[0].weights_fingerprint != first[1].weights_fingerprint
     weights = load_file(folder / "layers.7/sae.safetensors")

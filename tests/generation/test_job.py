@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import edit_record
 from datasets import Dataset
 from test_cli import ROOT, all_bytes, generate, refused
 from test_rounds import shapes_seen
@@ -107,7 +108,7 @@ def test_a_data_set_goes_on_in_batches_of_the_size_it_was_begun_with(tiny, monke
         patched.setattr(job, "free_bytes", lambda device: 500_000)
         with pytest.raises(SystemExit):
             generate("--n", "200")
-    ((begun_with, is_fixed),) = json.loads((work / "batches.json").read_text())
+    ((begun_with, is_fixed),) = json.loads((work / "batches.json").read_text())["batches"]
     assert begun_with < 30 and not is_fixed
     seen = shapes_seen(monkeypatch)
     generate("--n", "200")
@@ -117,8 +118,7 @@ def test_a_data_set_goes_on_in_batches_of_the_size_it_was_begun_with(tiny, monke
 def test_fewer_samples_go_together_where_fewer_fit(tiny, monkeypatch, capsys):
     """Begun on a large machine, finished on a small one, or by several processes that share one."""
     generate("--n", "40", "--batch_size", "20")
-    job_file = Path("datasets/tiny_42_1.0_0.9/generation.json")
-    job_file.write_text(json.dumps(json.loads(job_file.read_text()) | {"batches": [[20, False]]}))
+    edit_record(Path("datasets/tiny_42_1.0_0.9/generation.json"), batches=[[20, False]])
     monkeypatch.setattr(job, "free_bytes", lambda device: 200_000)
     capsys.readouterr()
     seen = shapes_seen(monkeypatch)

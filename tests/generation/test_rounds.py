@@ -1,10 +1,9 @@
-import json
 import weakref
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import load
+from conftest import edit_record, load
 from datasets import Dataset
 from test_cli import generate
 
@@ -78,8 +77,7 @@ def test_every_way_of_decoding_together_is_kept(tiny, monkeypatch):
     )
     generate("--n", "20", "--batch_size", "10")
     assert noted[-1] == [[10, False], [5, False]]
-    record = Path("datasets/tiny_42_1.0_0.9/generation.json")
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"batches": noted[-1]}))
+    edit_record(Path("datasets/tiny_42_1.0_0.9/generation.json"), batches=noted[-1])
     generate("--n", "30", "--batch_size", "4", "--fixed_batches")
     assert noted[-1] == [[10, False], [5, False], [4, True]]
 

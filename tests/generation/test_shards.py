@@ -4,9 +4,9 @@ from conftest import load
 from datasets import Dataset
 
 from sae_utils.errors import InputError
+from sae_utils.generated_data import fingerprint_samples
 from sae_utils.generation.sampling import Sample
 from sae_utils.generation.shards import Goal, GrowingDataset
-from sae_utils.records import write_json
 
 SETTINGS = {"seed": 1, "top_p": 0.9}
 
@@ -24,11 +24,11 @@ def finish(growing, goal, source) -> dict:
         "settings": SETTINGS,
         "n_samples": len(dataset),
         "n_tokens": sum(dataset["num_tokens"]),
+        "fingerprint": fingerprint_samples(dataset),
         "cut_sample": cut,
         "nll_sum_units": nll_sum_units,
     }
-    write_json(growing.work / "dataset" / "generation.json", record)
-    growing.publish()
+    growing.publish(record)
     return record
 
 

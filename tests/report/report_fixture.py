@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from sae_utils.files import write_json
 from sae_utils.paths import cell_name, seed_dir
-from sae_utils.records import write_json
 
 TEXT = "the quick brown fox jumps over a lazy dog , and then it runs . \n Once upon time in Paris (1999) : def f ( x )"
 WORDS = ["", *TEXT.split(" ")]

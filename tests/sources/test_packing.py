@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from sae_utils.generation.rows import FEATURES
+from sae_utils.generated_data import FEATURES
 from sae_utils.sources import packing
 from sae_utils.sources.packing import Chunks, ChunksOnDevice, pack_tokens, sampled_ids, split_chunks
 

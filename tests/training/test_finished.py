@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,8 @@ def test_every_seed_gets_a_whole_folder_of_its_own():
         assert [line["tokens"] for line in lines] == [64, 128]
         assert {n["tokens"]: n[name] for n in lines for name in n if name == f"fvu/layers.7/seed_{seed}"} == fvus
         assert not any(f"seed_{1 - seed}" in name for line in lines for name in line)
-        assert json.loads((folder / "run.json").read_text()) == {"seed": seed}
+        run = json.loads((folder / "run.json").read_text())
+        assert run["seed"] == seed and sorted(run["checksums"]) == ["config.json", "metrics.jsonl"]
         assert json.loads((folder / "config.json").read_text()) == CONFIG
         assert json.loads((folder / "wandb.json").read_text()) == {"id": "one"}
         assert SparseCoder.load_from_disk(folder / "layers.7").num_latents == 16
@@ -53,9 +55,10 @@ def test_every_seed_gets_a_whole_folder_of_its_own():
 
 def test_a_seed_that_was_published_before_the_kill_is_left_alone():
     metrics = stage_all()
-    FOLDERS.seed_dir(0).mkdir()
+    os.replace(FOLDERS.staged_dir(0), FOLDERS.seed_dir(0))
+    before = sorted(FOLDERS.seed_dir(0).rglob("*"))
     publish(FOLDERS, {0: {"seed": "again"}, 1: {"seed": 1}}, CONFIG, metrics)
-    assert list(FOLDERS.seed_dir(0).iterdir()) == []
+    assert sorted(FOLDERS.seed_dir(0).rglob("*")) == before
     assert (FOLDERS.seed_dir(1) / "run.json").exists()
 
 
@@ -65,7 +68,9 @@ def test_record_by_hand():
     with torch.no_grad():
         sae.W_dec.copy_(torch.nn.functional.normalize(sae.W_dec, dim=1))
         sae.W_dec[3] *= 1.25
+    stage_sae(FOLDERS, (7, 1), sae)
     record = make_record(FOLDERS, (7, 1), sae, 640, {"fvu": 0.5})
+    assert sorted(record.pop("checksums")) == ["cfg.json", "sae.safetensors"]
     assert record.pop("max_decoder_norm_deviation") == pytest.approx(0.25)
     assert record == {
         "target": "tiny",

@@ -18,13 +18,13 @@ def test_names():
     assert Checkpoints(Path("checkpoints")).of("pythia-2.8b", "prose") == FOLDERS
 
 
-def test_only_the_cells_own_folders_are_removed():
-    """What `--overwrite` throws away is not had again."""
-    others = [FOLDERS.seed_dir(2), CellFolders(FOLDERS.checkpoint_dir, "pythia-2.8b", "other").work_dir]
-    for folder in [FOLDERS.work_dir, FOLDERS.seed_dir(0), *others]:
-        folder.mkdir(parents=True)
-    FOLDERS.remove([0, 1])
-    assert sorted(FOLDERS.checkpoint_dir.iterdir()) == sorted(others)
+def test_what_was_set_aside_comes_back_where_nothing_is_in_its_place():
+    """Killed between the two moves of a replacement: the finished SAEs must not be lost."""
+    for seed in (0, 1):
+        (FOLDERS.previous_dir / FOLDERS.seed_dir(seed).name / "old").mkdir(parents=True)
+    (FOLDERS.seed_dir(1) / "new").mkdir(parents=True)
+    FOLDERS.restore_previous()
+    assert (FOLDERS.seed_dir(0) / "old").exists() and (FOLDERS.seed_dir(1) / "new").exists()
 
 
 def test_checkpoints_that_are_never_written_are_refused():

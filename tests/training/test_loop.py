@@ -18,7 +18,7 @@ from test_cli import ROOT, TRAIN, all_bytes, compared, generate, refused, train
 import train_sae
 from sae_utils.distributed import Workers
 from sae_utils.errors import InputError
-from sae_utils.records import write_json
+from sae_utils.files import write_json
 from sae_utils.sparse_coders import SparseCoder
 from sae_utils.training import machines, single_pass
 from sae_utils.training.cells import Cell
@@ -343,5 +343,5 @@ def test_other_settings_on_disk_are_refused():
 
 def test_a_folder_that_is_not_ours_is_refused():
     CELL.seed_dir(0).mkdir(parents=True)
-    with pytest.raises(InputError, match=r"exists and has no run.json; move it away or give --overwrite"):
+    with pytest.raises(InputError, match=r"exists and has no run.json; if you do not need it, move it away"):
         seeds_to_train(CELL, IDENTITY, range(1))

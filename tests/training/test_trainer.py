@@ -126,7 +126,9 @@ def test_a_kill_while_saving_leaves_the_last_state(neox, tmp_path, monkeypatch):
     trainer = make_trainer(neox, tmp_path)
     trainer.save_state()
     before = (tmp_path / STATE_FILE).read_bytes()
-    monkeypatch.setattr(torch, "save", lambda state, file: file.write(b"half") and (_ for _ in ()).throw(KilledError()))
+    monkeypatch.setattr(
+        torch, "save", lambda state, path: path.write_bytes(b"half") and (_ for _ in ()).throw(KilledError())
+    )
     with pytest.raises(KilledError):
         trainer.save_state()
     assert (tmp_path / STATE_FILE).read_bytes() == before
