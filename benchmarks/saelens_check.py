@@ -24,11 +24,13 @@ from training import add_record, call_saelens
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import generate_datasets
 import train_sae
-from sae_utils.comparison.groups import ComparisonSettings, find_sources_of, group_saes
+from sae_utils.comparison.groups import ComparisonSettings, group_saes
 from sae_utils.comparison.saelens_export import export_saelens
 from sae_utils.comparison.trained import TrainedSae, find_all_trained
+from sae_utils.comparison.whereabouts import Whereabouts, find_sources_of
 from sae_utils.evaluation.activations import encode, layer_outputs
 from sae_utils.evaluation.reconstruction import SquaredDeviation, fraction_of_variance_unexplained
+from sae_utils.sources.packs import Packs
 from sae_utils.sparse_coders import SparseCoder
 
 
@@ -60,14 +62,14 @@ def train_saes(args: argparse.Namespace, folder: Path) -> list[TrainedSae]:
     train += ["--k", str(args.k), "--ctx_len", "256", "--eval_tokens", str(args.tokens), "--lr", "5e-3"]
     train += ["--datasets_dir", str(folder / "datasets"), "--checkpoint_dir", str(folder / "checkpoints")]
     train_sae.main([*train, "--dtype", "float32", "--device", "cpu", "--train_only", "--wandb_mode", "disabled"])
-    return find_all_trained(folder / "checkpoints")
+    return find_all_trained(folder / "checkpoints")[0]
 
 
 def check(args: argparse.Namespace, trained: TrainedSae, export: Path, inputs: Path) -> dict[str, Any]:
     """What SAELens finds, beside what sparsify finds, for one SAE."""
     device = torch.device("cpu")
-    settings = ComparisonSettings(inputs.parent / "datasets", device)
-    (group,) = group_saes([trained], find_sources_of([trained], settings.datasets_dir), settings)
+    where = Whereabouts(inputs.parent / "datasets", Packs((inputs.parent / "datasets",)))
+    (group,) = group_saes([trained], find_sources_of([trained], where), ComparisonSettings(where, device))
     target = group.load_target()
     chunks = group.held_out(group.sources[trained.key[1]], target)
     ids = torch.stack([chunks[row]["input_ids"] for row in range(len(chunks))])

@@ -174,6 +174,11 @@ def remove_folder(path: Path) -> None:
             os.rename(path, trash)
 
 
+def holds_something(folder: Path) -> bool:
+    """Whether anything is in a folder, or it is a file; what a killed run was writing does not count."""
+    return not folder.is_dir() or any(not path.name.startswith(SCRATCH_PREFIX) for path in folder.iterdir())
+
+
 def being_removed(path: Path) -> Path:
     """What a folder is called while it is being removed; what is left of it after a kill."""
     return path.with_name(f"removing_{path.name}")

@@ -31,6 +31,7 @@ PLACEHOLDERS = {
     "seed": r"\d+",
     "seed_b": r"\d+",
     "layer": r"\d+",
+    "file": r"[\w.-]+",
     "module": r"layers\.\d+",
     "package": r"[a-z-]+",
     "quantile": r"0\.\d+",
@@ -276,7 +277,9 @@ def test_fields_of_a_checkpoint():
     keys = [row["key"].strip("`") for row in tables(section("While a cell is trained"))[2]]
     assert list(torch.load(path, weights_only=True)) == keys
     records = {name: kind for name, kind in documented("`run.json`").items() if name.startswith("saes[]")}
-    compare_fields({"saes": read(f"{PASS}/records.json")}, records)
+    stored = read(f"{PASS}/records.json")
+    compare_fields({"saes": stored["saes"]}, records)
+    assert list(stored["checksums"]) == ["metrics.jsonl"]
 
 
 @pytest.mark.parametrize("folder", [SEED_DIR, "checkpoints/tiny_from_tiny_seed_1", PASS])
@@ -302,8 +305,8 @@ def test_fields_that_only_a_gpu_leaves_are_in_the_code():
 
 def test_what_a_growing_data_set_was_begun_with():
     """The same fields as in the record of the finished one."""
-    assert read(f"{GROWING}/settings.json").keys() == read(f"{DATASET}/generation.json")["settings"].keys()
-    assert read(f"{GROWING}/batches.json") == [[8, False]]
+    assert read(f"{GROWING}/settings.json")["settings"].keys() == read(f"{DATASET}/generation.json")["settings"].keys()
+    assert read(f"{GROWING}/batches.json")["batches"] == [[8, False]]
 
 
 @pytest.mark.parametrize(

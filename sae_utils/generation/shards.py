@@ -27,6 +27,7 @@ from sae_utils.files import (
     check_file,
     checksum_file,
     checksum_files,
+    holds_something,
     read_record,
     reading,
     remove_folder,
@@ -182,7 +183,7 @@ class GrowingDataset:
         """
         if self.final.exists() and not (self.final / RECORD_FILE).exists():
             raise InputError(f"{self.final} exists and has no {RECORD_FILE}; if you do not need it, move it away")
-        if self.work.exists() and not self._settings_path.exists() and any(self.work.iterdir()):
+        if self.work.exists() and not self._settings_path.exists() and holds_something(self.work):
             raise InputError(f"{self.work} exists and has no settings.json; if you do not need it, move it away")
 
     def _finish_interrupted_move(self) -> None:

@@ -12,7 +12,15 @@ import torch
 from transformers import PreTrainedModel
 
 from sae_utils.errors import InputError
-from sae_utils.files import DamagedFileError, Record, being_removed, read_record, remove_folder, write_record
+from sae_utils.files import (
+    DamagedFileError,
+    Record,
+    being_removed,
+    holds_something,
+    read_record,
+    remove_folder,
+    write_record,
+)
 from sae_utils.locks import Lock
 from sae_utils.memory import release_memory
 from sae_utils.models import cut_after_, fingerprint_model, load_trunk
@@ -25,7 +33,7 @@ from sae_utils.training.machines import Machines
 from sae_utils.training.monitor import TrainingMonitor
 from sae_utils.training.passes import Pass
 from sae_utils.training.single_pass import layer_names, train_pass_within_memory
-from sae_utils.training.tracking import RUN_FILE, Tracker, Tracking
+from sae_utils.training.tracking import Tracker, Tracking
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +178,7 @@ def _check_are_ours(folders: CellFolders, seeds: Sequence[int]) -> None:
     foreign = [folder for folder in finished if folder.exists() and not (folder / "run.json").exists()]
     if foreign:
         raise InputError(f"{foreign[0]} exists and has no run.json; if you do not need it, move it away")
-    if work.exists() and not folders.settings_path.exists() and any(each.name != RUN_FILE for each in work.iterdir()):
+    if work.exists() and not folders.settings_path.exists() and holds_something(work):
         raise InputError(f"{work} exists and has no settings.json; if you do not need it, move it away")
 
 
