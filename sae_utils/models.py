@@ -4,6 +4,7 @@ import contextlib
 import copy
 import hashlib
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,16 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sae_utils.errors import InputError, MissingInputError
+from sae_utils.model_checks import (
+    check_config,
+    check_decoder,
+    check_eos,
+    check_loaded,
+    check_own_code,
+    check_tokenizer,
+    check_weights,
+)
+from sae_utils.model_files import TOKENIZER, check_json_files, one_line, read_object
 
 logger = logging.getLogger(__name__)
 
@@ -73,24 +84,56 @@ def resolve_reference(name: str, *, org_name: str | None = None) -> str:
         MissingInputError: If the name can only be a folder (it starts with `.`, `/` or `~`) and there is none.
     """
     reference = full_name(name, org_name=org_name)
-    folder = Path(reference).expanduser()
+    folder = Path(os.path.expanduser(reference))  # noqa: PTH111 - leaves `~nobody` as it stands, and does not raise
     if (folder / "config.json").is_file():
         return str(folder)
-    if folder.is_dir() or reference[0] in "./~" or reference.count("/") > 1:
+    if folder.exists() or reference[:1] in ("", ".", "/", "~") or reference.count("/") > 1:
+        found = "is a file" if folder.is_file() else "has no config.json"
         raise MissingInputError(
-            f"model {reference!r} is not a model folder: {folder.resolve()} has no config.json; give a folder made "
-            f"with save_pretrained, or a hub id"
+            f"model {reference!r} is not a model folder: {folder.resolve()} {found}; give a folder made with "
+            f"save_pretrained, or a hub id"
         )
     return reference
 
 
+def check_model(reference: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """Configuration and tokenizer of a language model that was found fit; its weights are not loaded.
+
+    Raises:
+        InputError: If it is missing, damaged, or no causal language model; see `sae_utils/model_checks.py`.
+    """
+    config, tokenizer = load_config(reference), load_tokenizer(reference)
+    check_tokenizer(tokenizer, config.vocab_size, reference)
+    generation = Path(reference) / "generation_config.json"
+    if generation.is_file():
+        check_eos(read_object(generation, reference).get("eos_token_id"), reference)
+    _check_weights(AutoModelForCausalLM, config, reference)
+    return config, tokenizer
+
+
+def check_trunk(config: PretrainedConfig, reference: str) -> None:
+    """Refuse, before any weights are loaded, what `load_trunk` would refuse.
+
+    Raises:
+        InputError: If it has no list of layers, or weights are missing or damaged.
+    """
+    _check_weights(AutoModel, config, reference)
+
+
 def load_config(reference: str) -> PretrainedConfig:
-    """Configuration of a model, without its weights.
+    """Configuration of a causal language model, without its weights.
 
     Raises:
         MissingInputError: If it is in no local folder and the hub does not give it.
+        InputError: If it is damaged, or describes something else.
     """
-    return _from_pretrained(AutoConfig, reference)
+    check_json_files(reference)
+    with one_line(reference, "config.json"):
+        raw, _ = PretrainedConfig.get_config_dict(reference)
+    check_own_code(raw, reference)
+    config = _from_pretrained(AutoConfig, reference, "config.json")
+    check_config(config, raw, reference)
+    return config
 
 
 def load_tokenizer(reference: str) -> PreTrainedTokenizerBase:
@@ -98,8 +141,9 @@ def load_tokenizer(reference: str) -> PreTrainedTokenizerBase:
 
     Raises:
         MissingInputError: If it is in no local folder and the hub does not give it.
+        InputError: If it is damaged.
     """
-    return _from_pretrained(AutoTokenizer, reference)
+    return _from_pretrained(AutoTokenizer, reference, TOKENIZER)
 
 
 def load_causal_lm(reference: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
@@ -107,10 +151,10 @@ def load_causal_lm(reference: str, device: torch.device, dtype: torch.dtype) -> 
 
     Raises:
         MissingInputError: If it is in no local folder and the hub does not give it.
-        InputError: If nothing says which token starts a document.
+        InputError: If it is unfit, see `check_model`, or nothing says which token starts a document.
     """
-    tokenizer = load_tokenizer(reference)
-    model = _prepare(_from_pretrained(AutoModelForCausalLM, reference, dtype=dtype), device)
+    _, tokenizer = check_model(reference)
+    model = _load_weights(AutoModelForCausalLM, reference, device, dtype)
     bos_id = find_bos_id(tokenizer, model.config, reference)
     return LoadedModel(reference, model, tokenizer, bos_id, find_eos_ids(tokenizer, model))
 
@@ -120,8 +164,10 @@ def load_trunk(reference: str, device: torch.device, dtype: torch.dtype) -> PreT
 
     Raises:
         MissingInputError: If it is in no local folder and the hub does not give it.
+        InputError: If it is unfit, see `check_trunk`.
     """
-    model = _prepare(_from_pretrained(AutoModel, reference, dtype=dtype), device)
+    check_trunk(load_config(reference), reference)
+    model = _load_weights(AutoModel, reference, device, dtype)
     model.config.use_cache = False
     skip_masks_(model)
     return model
@@ -173,8 +219,13 @@ def find_bos_id(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, re
 
 
 def find_eos_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> tuple[int, ...]:
-    """Every token that ends a text: the tokenizer's EOS and those of the model's generation settings, ascending."""
+    """Every token that ends a text: the tokenizer's EOS and those of the model's generation settings, ascending.
+
+    Raises:
+        InputError: If the settings name something else than ids.
+    """
     configured = getattr(model.generation_config, "eos_token_id", None)
+    check_eos(configured, model.name_or_path)
     ids = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
     return tuple(sorted(ids - {None}))
 
@@ -280,7 +331,13 @@ def fingerprint_model(model: PreTrainedModel) -> str:
 
 
 def fingerprint_trunk(model: PreTrainedModel, last_layer: int) -> str:
-    """`fingerprint_model` of a whole language model without its head and the layers after `last_layer`."""
+    """`fingerprint_model` of a loaded model without its head and without the layers after `last_layer`.
+
+    What training takes down of its target (`target_fingerprint` in run.json), found again in the whole model.
+
+    Raises:
+        InputError: If the model has no such layer.
+    """
     with cut_for_now(model, last_layer):
         return fingerprint_model(model.base_model)
 
@@ -297,19 +354,24 @@ def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     return digest.hexdigest()[:16]
 
 
-def _prepare(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """Move a fresh model to its device and freeze it."""
+def _check_weights(auto: type, config: PretrainedConfig, reference: str) -> None:
+    """Refuse a model whose layers are not found, or whose weights are not its own."""
+    with one_line(reference, "config.json"), torch.device("meta"):
+        model = auto.from_config(copy.deepcopy(config), trust_remote_code=False)
+    check_decoder(model, reference)
+    find_layers(model)
+    check_weights(model, reference)
+
+
+def _load_weights(auto: type, reference: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """A model on its device, frozen, with exactly the weights that are in its files."""
+    options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, info = _from_pretrained(auto, reference, "the weights", **options)
+    check_loaded(info, model, reference)
     return model.to(device).eval().requires_grad_(False)
 
 
-def _from_pretrained(loader: type, reference: str, **options):
-    """Load with transformers; turn its long stories of a missing model into one line."""
-    try:
-        return loader.from_pretrained(reference, **options)
-    except OSError as err:
-        reason = str(err).strip().splitlines()[0]
-        place = "that folder" if Path(reference).is_dir() else f"{Path(reference).absolute()} and the Hugging Face hub"
-        raise MissingInputError(
-            f"model {reference!r} could not be loaded; looked in {place}; to use a local copy, give the path of a "
-            f"folder made with save_pretrained ({reason})"
-        ) from err
+def _from_pretrained(auto: type, reference: str, part: str, **options):
+    """Load a part of a model with transformers, in whose place none of the model's own code is run, nor asked about."""
+    with one_line(reference, part):
+        return auto.from_pretrained(reference, trust_remote_code=False, **options)

@@ -22,14 +22,8 @@ from sae_utils.generation.sample_memory import MAX_ROWS, MemoryEstimate, estimat
 from sae_utils.generation.sampling import SamplingSettings, prepare_for_sampling_
 from sae_utils.generation.shards import OTHER_SETTINGS_REMEDY, Goal, GrowingDataset
 from sae_utils.memory import NOT_HERE, free_bytes
-from sae_utils.models import (
-    check_fits_context,
-    find_bos_id,
-    load_causal_lm,
-    load_config,
-    load_tokenizer,
-    resolve_reference,
-)
+from sae_utils.model_checks import check_sampling
+from sae_utils.models import check_fits_context, check_model, find_bos_id, load_causal_lm, resolve_reference
 from sae_utils.paths import DatasetKey, short_name
 from sae_utils.records import check_same_settings, differing_settings
 
@@ -146,14 +140,15 @@ def check_jobs(jobs: list[GenerationJob], workers: Workers) -> list[CheckedJob]:
     """Refuse, before any weights are loaded, what would fail later.
 
     Raises:
-        InputError: If a model is missing, cannot start a text, has too short a context, or two share a folder.
+        InputError: If a model is missing or unfit, cannot start a text, has too short a context, or two share a folder.
     """
     folders: dict[Path, str] = {}
     checked = []
     for job in jobs:
-        config = load_config(job.reference)
+        config, tokenizer = check_model(job.reference)
+        check_sampling(config, job.reference)
         check_fits_context(job.settings.max_length, config, flag="--max_length", reference=job.reference)
-        find_bos_id(load_tokenizer(job.reference), config, job.reference)
+        find_bos_id(tokenizer, config, job.reference)
         if job.folder in folders:
             raise InputError(
                 f"--models {folders[job.folder]} and {job.model} would both be written to {job.folder}; run them with "

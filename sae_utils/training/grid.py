@@ -15,8 +15,8 @@ from sae_utils.memory import NOT_HERE, sae_bytes
 from sae_utils.models import (
     check_fits_context,
     check_layers,
-    load_config,
-    load_tokenizer,
+    check_model,
+    check_trunk,
     resolve_reference,
     trunk_bytes,
 )
@@ -105,13 +105,14 @@ def find_targets(
     """The target models, checked against the settings; their weights are not loaded.
 
     Raises:
-        InputError: If one is missing, lacks a layer, has too short a context, too few latents for k, or a number of
-            latents that a GPU cannot train.
+        InputError: If one is missing or unfit, lacks a layer, has too short a context, too few latents for k, or a
+            number of latents that a GPU cannot train.
     """
     targets = []
     for name in names:
         reference = resolve_reference(name)
-        config = load_config(reference)
+        config, tokenizer = check_model(reference)
+        check_trunk(config, reference)
         check_layers(list(settings.layers), config, reference)
         check_fits_context(settings.ctx_len, config, flag="--ctx_len", reference=reference)
         d_model = config.hidden_size
@@ -125,7 +126,7 @@ def find_targets(
             check_latents_on_gpu(n_latents, reference)
         weights = trunk_bytes(config, dtype, max(settings.layers))
         shape = d_model, n_latents, config.vocab_size
-        targets.append(Target(reference, dtype, load_tokenizer(reference), *shape, weights))
+        targets.append(Target(reference, dtype, tokenizer, *shape, weights))
     check_distinct([target.name for target in targets], "--target_models")
     return targets
 
