@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # their import takes seconds, which --help does not need
     from sae_utils.sources.packs import Packs
     from sae_utils.training.grid import GridChoice
     from sae_utils.training.settings import TrainingSettings
+    from sae_utils.training.wandb_login import Tracking
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -207,9 +208,13 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     from sae_utils.training.loop import train_grid
     from sae_utils.training.machines import check_shares, find_machines
     from sae_utils.training.room import check_room
-    from sae_utils.training.tracking import Tracking, choose_wandb_mode
+    from sae_utils.training.wandb_login import find_tracking
 
+    # 0. Folders and W&B: what cannot work there is said before anything is loaded.
     check_places(args)
+    names = args.wandb_mode, args.project_name, args.entity
+    tracking = workers.agree(find_tracking(*names) if workers.is_main else None)
+
     where = Whereabouts(
         args.datasets_dir, packs_of(args), whole_names(args, args.target_models), tuple(args.text_datasets)
     )
@@ -228,7 +233,6 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         cells = plan_grid(choice, settings, choose_dtype(args.dtype, device), device, workers)
         machines = find_machines(device, workers, **distribution)
         plan = describe_grid(cells, choice.seeds, machines, checkpoints.folder)
-    tracking = Tracking(workers.agree(choose_wandb_mode(args.wandb_mode)), args.project_name, args.entity)
     if workers.is_main:
         print(plan, flush=True)
     if not args.eval_only:
@@ -253,7 +257,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     results.save()
 
     # 5. Report: figures, a page, tables, W&B.
-    report(results, saes, tracking.mode, exports_to=args.checkpoint_dir if args.export else None)
+    report(results, saes, tracking, exports_to=args.checkpoint_dir if args.export else None)
     check_none_left_out(damaged)
 
 
@@ -329,27 +333,24 @@ def training_settings(args: argparse.Namespace) -> "TrainingSettings":
 
 
 def report(
-    results: "Results", saes: Sequence["TrainedSae"], wandb_mode: str, *, exports_to: Path | None = None
+    results: "Results", saes: Sequence["TrainedSae"], tracking: "Tracking", *, exports_to: Path | None = None
 ) -> None:
     """Put the results on the terminal, on a page, and into W&B, and the SAEs into other tools' formats.
 
     Args:
         results: What was measured.
         saes: The SAEs that this run is about.
-        wandb_mode: How W&B runs are continued.
+        tracking: Where W&B runs go.
         exports_to: Folder to write SAEs in SAELens' format into, if they are wanted.
     """
     from sae_utils.comparison.saelens_export import export_saelens
     from sae_utils.report.figures import write_figures
     from sae_utils.report.page import write_report
     from sae_utils.report.tables import results_tables, wandb_summary
-    from sae_utils.training.tracking import add_to_summary
+    from sae_utils.training.wandb_runs import add_to_summaries, is_summary_due
 
     if exports_to is not None:
         export_saelens(saes, exports_to)
-    folders = {sae.key[:2]: sae.folder.parent for sae in saes}
-    for target, source in sorted(results.changed):
-        add_to_summary(folders[target, source], wandb_mode, wandb_summary(results, target, source))
     figures = write_figures(results.folder)
     page = write_report(results.folder)
     print(results_tables(results, [sae.key for sae in saes]))
@@ -357,7 +358,10 @@ def report(
     print(f"{results.folder / 'metrics.json'}, {results.folder / 'metrics.csv'}: all numbers")
     print(f"{figures[0].parent}: the figures, as PNG and SVG")
     if exports_to is not None:
-        print(f"{exports_to / 'saelens'}: the SAEs in SAELens' format")
+        print(f"{exports_to / 'saelens'}: the SAEs in SAELens' format", flush=True)
+    folders = {sae.key[:2]: sae.folder.parent for sae in saes}
+    due = [cell for cell in sorted(folders) if cell in results.changed or is_summary_due(folders[cell])]
+    add_to_summaries(tracking, {folders[cell]: wandb_summary(results, *cell) for cell in due})
 
 
 if __name__ == "__main__":

@@ -17,5 +17,7 @@ parts:
     adapters    what sparsify's trainer is handed in place of its own parts
     monitor     what is shown and recorded while training
     tracking    W&B and metrics.jsonl
+    wandb_runs  W&B runs, started and added to
+    wandb_login where W&B runs can go, found out first
     finished    records of finished SAEs, and the step that publishes them
 """

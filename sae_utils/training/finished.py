@@ -30,7 +30,7 @@ from sae_utils.sparse_coders import SparseCoder
 from sae_utils.training.cells import Cell
 from sae_utils.training.folders import CellFolders
 from sae_utils.training.machines import Machines
-from sae_utils.training.tracking import RUN_FILE
+from sae_utils.training.wandb_runs import RUN_FILE
 
 SaeKey = tuple[int, int]
 """Layer and seed."""

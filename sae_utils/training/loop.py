@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,8 @@ from sae_utils.training.machines import Machines
 from sae_utils.training.monitor import TrainingMonitor
 from sae_utils.training.passes import Pass
 from sae_utils.training.single_pass import layer_names, train_pass_within_memory
-from sae_utils.training.tracking import Tracker, Tracking
+from sae_utils.training.tracking import Tracker
+from sae_utils.training.wandb_login import Tracking
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def train_grid(
         seeds: Seeds of the SAEs of each layer.
         machines: Where.
         checkpoints: How SAEs are kept.
-        tracking: Where W&B runs go.
+        tracking: Where W&B runs go; changed when they cannot go there.
         quiet: No bars.
 
     Returns:
@@ -262,7 +262,7 @@ def _monitor(
     """The monitor of a cell, with its W&B run started."""
     tracker = Tracker(
         folder=folders.work_dir,
-        **asdict(tracking),
+        tracking=tracking,
         group=cell.target.name,
         name=cell.name,
         tags=[f"target:{cell.target.name}"[:64], f"source:{cell.source.name}"[:64], f"k:{cell.settings.k}"],
