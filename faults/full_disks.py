@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 
-from folders import contents, differences
+from folders import copy
 from processes import Failure, Running
 from study import STEPS, Step, Study
 from trials import REFUSED, Case, Skipped, Trial, check_refused
@@ -33,14 +33,15 @@ def cases(study: Study, rounds: int) -> Iterator[Case]:
     """All full disks."""
     for name in STEPS_ON_DISKS:
         for i in range(N_DISKS * rounds):
-            yield Case(f"full_disks/{name}/{i}", f"full disk: {name}", partial(fill, step=STEPS[name]))
+            needs = STEPS[name].before, STEPS[name].after
+            yield Case(f"full_disks/{name}/{i}", f"full disk: {name}", partial(fill, step=STEPS[name]), needs)
 
 
 def fill(trial: Trial, *, step: Step) -> str:
     """A run on a disk that is too small, then the same command on a larger one."""
     if reason := why_no_disks():
         raise Skipped(reason)
-    with small_disk(trial.folder / "disk", ROOMY) as disk:
+    with small_disk(trial.folder / "disk", ROOMY) as disk, kept_if_failed(disk / "study", trial.folder / "study"):
         trial.place = disk / "study"
         trial.start_from(step.before)
         n_used = used_bytes(disk)
@@ -104,6 +105,16 @@ def small_disk(place: Path, size: int) -> Iterator[Path]:
     finally:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
         place.rmdir()
+
+
+@contextlib.contextmanager
+def kept_if_failed(place: Path, kept: Path) -> Iterator[None]:
+    """Copy a folder off the disk that will be gone, if the trial fails."""
+    try:
+        yield
+    except Failure:
+        copy(place, kept)
+        raise
 
 
 def mount_words(place: Path, size: int) -> list[str]:

@@ -31,15 +31,16 @@ ASKING = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
 def cases(study: Study, rounds: int) -> Iterator[Case]:
     """All kills and signals."""
     for name in KILLED_STEPS:
-        study.measure(STEPS[name])
         for i in range(N_KILLS * rounds):
             at_write = i % 2 == 1
             fault = f"SIGKILL: {name}, {'before a durable write' if at_write else 'at a moment'}"
-            yield Case(f"kills/{name}/{i}", fault, partial(kill, step=STEPS[name], at_write=at_write))
+            kill_it = partial(kill, step=STEPS[name], at_write=at_write)
+            yield Case(f"kills/{name}/{i}", fault, kill_it, measured=STEPS[name])
     for number in ASKING:
         for i in range(N_SIGNALS * rounds):
             step = STEPS[KILLED_STEPS[i % len(KILLED_STEPS)]]
-            yield Case(f"kills/{number.name}/{i}", number.name, partial(ask_to_stop, step=step, number=number))
+            ask = partial(ask_to_stop, step=step, number=number)
+            yield Case(f"kills/{number.name}/{i}", number.name, ask, measured=step)
 
 
 def kill(trial: Trial, *, step: Step, at_write: bool) -> str:

@@ -117,6 +117,12 @@ class Case:
     play: Callable[[Trial], str]
     """What happens; returns the outcome, or raises `Failure`."""
 
+    needs: tuple[str, ...] = ()
+    """States of the study, which are made before any trial begins."""
+
+    measured: Step | None = None
+    """Step of which it must be known what an unbroken run takes."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -174,7 +180,8 @@ def play(case: Case, study: Study, folder: Path, seed: int) -> Result:
     except Skipped as skipped:
         outcome, reason = SKIPPED, str(skipped)
     except Exception:  # noqa: BLE001 - a slip of the suite must not pass for a success, nor end the others
-        outcome, reason = FAILED, f"the suite itself failed: {traceback.format_exc()}"
+        outcome, reason = FAILED, f"the suite itself failed: {last_line(traceback.format_exc())}"
+        (here / "traceback.txt").write_text(traceback.format_exc())
     if outcome == FAILED:
         (here / "reason.txt").write_text(reason)
     else:
@@ -188,6 +195,7 @@ _cases: list[Case] = []
 
 def play_all(cases: Sequence[Case], study: Study, folder: Path, seed: int, *, n_workers: int) -> list[Result]:
     """Play trials, some at a time; a line for each that fails, and one now and then for all."""
+    prepare(cases, study)
     _cases[:] = cases
     order = sorted(range(len(cases)), key=lambda i: random.Random(f"{seed} {i}").random())
     results: list[Result] = []
@@ -203,6 +211,14 @@ def play_all(cases: Sequence[Case], study: Study, folder: Path, seed: int, *, n_
                 n_failed = sum(result.outcome == FAILED for result in results)
                 print(f"{len(results)} of {len(cases)} | {n_failed} failed | {said - began:.0f} s", flush=True)
     return sorted(results, key=lambda result: result.name)
+
+
+def prepare(cases: Sequence[Case], study: Study) -> None:
+    """Make the states that trials start from and are compared with."""
+    for state in dict.fromkeys(state for case in cases for state in case.needs):
+        study.contents(state)
+    for step in dict.fromkeys(case.measured for case in cases if case.measured):
+        study.measure(step)
 
 
 def _play_number(number: int, study: Study, folder: Path, seed: int) -> Result:
