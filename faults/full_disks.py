@@ -20,7 +20,7 @@ from trials import REFUSED, Case, Skipped, Trial, check_refused
 N_DISKS = 12
 """For each step."""
 
-STEPS_ON_DISKS = ("generation", "extension", "packing", "training", "comparison")
+STEPS_ON_DISKS = ("generation", "extension", "packing", "packing much", "training", "comparison")
 
 ROOMY = 256 * 2**20
 """Bytes of a file system on which nothing is short."""
@@ -29,7 +29,7 @@ AMOUNT = re.compile(r"\d[\d,.]* ?(?:bytes|[kKMGT]i?B)\b")
 """How a message names an amount of disk."""
 
 
-def cases(study: Study, rounds: int) -> Iterator[Case]:
+def cases(study: Study, rounds: int, only: str = "") -> Iterator[Case]:
     """All full disks."""
     for name in STEPS_ON_DISKS:
         for i in range(N_DISKS * rounds):

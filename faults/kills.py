@@ -28,7 +28,7 @@ ASKING = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
 """Signals that ask a run to stop, and the exit code after each."""
 
 
-def cases(study: Study, rounds: int) -> Iterator[Case]:
+def cases(study: Study, rounds: int, only: str = "") -> Iterator[Case]:
     """All kills and signals."""
     for name in KILLED_STEPS:
         for i in range(N_KILLS * rounds):

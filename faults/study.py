@@ -30,6 +30,9 @@ TRAIN_FLAGS = [
 ]
 """The corpus stands in one place for all trials: `datasets` names what it makes of a file by the file's path."""
 
+MUCH = ["--text_datasets", "{inputs}/many_texts.txt"]
+"""A corpus whose packed sequences are many pages of memory, so that a full disk meets them half written."""
+
 N_TOKENS, N_TOKENS_EXTENDED = 1000, 2000
 
 LITTLE_MEMORY = 150_000
@@ -56,6 +59,7 @@ STEPS = {
         Step("generation", GENERATE, (*GENERATE_FLAGS, "--num_tokens", str(N_TOKENS)), "models", "generated"),
         Step("extension", GENERATE, (*GENERATE_FLAGS, "--num_tokens", str(N_TOKENS_EXTENDED)), "generated", "extended"),
         Step("packing", TRAIN, (*TRAIN_FLAGS, "--train_only", "--dry_run"), "generated", "packed"),
+        Step("packing much", TRAIN, (*TRAIN_FLAGS, *MUCH, "--train_only", "--dry_run"), "generated", "much packed"),
         Step("training", TRAIN, (*TRAIN_FLAGS, "--train_only"), "packed", "trained"),
         Step(
             "comparison",
@@ -66,6 +70,9 @@ STEPS = {
         ),
     )
 }
+
+SAMPLED_ANEW = Step("sampling anew", GENERATE, STEPS["extension"].flags, "models", "sampled anew")
+"""The extended data set, sampled at once: likelihoods are computed in other batches, which shows in the last digits."""
 
 BROKEN = {
     "generating": ("generation", Strike(3, of=r"/samples_\S+$")),
@@ -115,7 +122,7 @@ class Study:
                 copy(self.state(STEPS[step].before), scratch)
                 self._make_broken(scratch, STEPS[step], strike)
             else:
-                self._make_by_step(scratch, next(step for step in STEPS.values() if step.after == name))
+                self._make_by_step(scratch, next(step for step in [*STEPS.values(), SAMPLED_ANEW] if step.after == name))
             os.replace(scratch, folder)
         return folder
 
@@ -174,8 +181,9 @@ def _make_inputs(folder: Path, models: Path) -> None:
     make_model(models / "other", "llama")
     rng = random.Random(0)
     words = " ".join(CORPUS).split()
-    texts = "".join(" ".join(rng.choices(words, k=12)) + "\n" for _ in range(40))
-    (models / "texts.txt").write_text(texts, encoding="utf-8")
+    for name, n_texts in (("texts.txt", 40), ("many_texts.txt", 4000)):
+        texts = "".join(" ".join(rng.choices(words, k=12)) + "\n" for _ in range(n_texts))
+        (models / name).write_text(texts, encoding="utf-8")
     folder.mkdir()
     for path in models.iterdir():
         (folder / path.name).symlink_to(path)

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -94,14 +94,14 @@ class Trial:
             raise Failure(f"exit code 0 with other files: {'; '.join(wrong[:8])}")
         return SAME
 
-    def check_nothing_half_written(self) -> None:
-        """Refuse what only a run under way may have.
+    def check_nothing_half_written(self, before: Iterable[str] = ()) -> None:
+        """Refuse what only a run under way may have, unless it was there before.
 
         Raises:
             Failure: If there is such a thing.
         """
-        if found := half_written(self.contents()):
-            raise Failure(f"half-written files are left: {', '.join(found[:5])}")
+        if found := set(half_written(self.contents())) - set(before):
+            raise Failure(f"half-written files are left: {', '.join(sorted(found)[:5])}")
 
 
 @dataclass(frozen=True)
