@@ -32,6 +32,9 @@ PATIENCE_SEC = 120.0
 DURABLE_CALLS = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir")
 """Calls of `os` at which files on disk are half way. They are counted, ours and those of libraries."""
 
+NOBODY = 65534
+"""User and group without any rights."""
+
 POLL_SEC = 0.002
 
 
@@ -76,6 +79,9 @@ class Strike:
 
     of: str = ""
     """Only calls in whose arguments, joined by blanks, this regular expression is found are counted."""
+
+    is_nobody: bool = False
+    """Whether it runs as the user `nobody`; only root can ask for that."""
 
     free_memory: int | None = None
     """Bytes of memory that the machine is said to have left; None for what it has."""
@@ -173,6 +179,9 @@ def _run_forked(script: str, flags: list[str], folder: Path, output: Path, strik
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         _redirect(output)
         os.chdir(folder)
+        if strike.is_nobody:
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
         sys.argv = [script, *flags]
         if strike.free_memory is not None:
             _pretend_memory(strike.free_memory)

@@ -142,7 +142,7 @@ def check_no_traceback(ending: Ending) -> None:
         Failure: If standard error has one.
     """
     if "Traceback (most recent call last)" in ending.err:
-        raise Failure(f"exit code {ending.code} with a traceback: {last_line(ending.err)}")
+        raise Failure(f"exit code {ending.code} with a traceback{where_raised(ending.err)}: {last_line(ending.err)}")
 
 
 def check_refused(ending: Ending, *, code: int = 2) -> str:
@@ -160,6 +160,16 @@ def check_refused(ending: Ending, *, code: int = 2) -> str:
     if len(lines) != 1:
         raise Failure(f"exit code {code} with {len(lines)} lines on standard error: {ending.last_words!r}")
     return lines[0]
+
+
+def where_raised(text: str) -> str:
+    """The innermost lines of ours in a traceback.
+
+    >>> where_raised('  File "/a/sae_utils/records.py", line 32, in read_json')
+    ' from sae_utils/records.py read_json'
+    """
+    frames = re.findall(r'File "\S*/((?:sae_utils/\S+|generate_datasets|train_sae)\.py)", line \d+, in (\w+)', text)
+    return f" from {' > '.join(' '.join(frame) for frame in frames[-2:])}" if frames else ""
 
 
 def last_line(text: str) -> str:
@@ -269,12 +279,14 @@ def describe_skipped(results: Sequence[Result]) -> str:
 
 
 def signature(reason: str) -> str:
-    """A reason without what differs from trial to trial: paths, numbers, hashes.
+    """A reason without what differs from trial to trial: paths, numbers, hashes; of a traceback, where and what.
 
     >>> signature("exit code 2: /a/b.json differs 17") == signature("exit code 2: c/d.json differs 4")
     True
     """
-    return re.sub(r"\S*/\S*|0x\w+|\b[0-9a-f]{8,}\b|\d+(?!:)", "#", shortened(reason, 200).replace("exit code 2", "two"))
+    if " with a traceback from " in reason:
+        return re.sub(r": ([\w.]+).*", r": \1", reason, flags=re.DOTALL)
+    return re.sub(r"[\w.]*/\S*|0x\w+|\b[0-9a-f]{8,}\b|(?<!code )\d+", "#", shortened(reason, 200))
 
 
 def shortened(text: str, length: int = 240) -> str:
