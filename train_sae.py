@@ -345,14 +345,18 @@ def report(
     """
     from sae_utils.comparison.saelens_export import export_saelens
     from sae_utils.report.figures import write_figures
+    from sae_utils.report.freshness import fresh_figures, record_report
     from sae_utils.report.page import write_report
     from sae_utils.report.tables import results_tables, wandb_summary
     from sae_utils.training.wandb_runs import add_to_summaries, is_summary_due
 
     if exports_to is not None:
         export_saelens(saes, exports_to)
-    figures = write_figures(results.folder)
-    page = write_report(results.folder)
+    page = results.folder / "report.html"
+    if (figures := fresh_figures(results.folder)) is None:
+        with results.lock():
+            figures, page = write_figures(results.folder), write_report(results.folder)
+            record_report(results.folder, [page, *figures])
     print(results_tables(results, [sae.key for sae in saes]))
     print(f"\n{page}: the comparison, with a browser of the features")
     print(f"{results.folder / 'metrics.json'}, {results.folder / 'metrics.csv'}: all numbers")

@@ -5,6 +5,7 @@ flipped on the way is noticed wherever something is read, also where what was da
 """
 
 import contextlib
+import filecmp
 import hashlib
 import json
 import os
@@ -111,6 +112,8 @@ def written_whole(path: Path, *, n_bytes: int = 0) -> Iterator[Writing]:
 def written_folder(path: Path, *, scratch: Path | None = None, n_bytes: int = 0) -> Iterator[Path]:
     """A folder to fill, which replaces the one at `path` when the block ends, and is gone if it fails.
 
+    One that holds the same already is left alone, and its files keep their times.
+
     Args:
         path: Its name.
         scratch: Where it is filled, on the same disk; beside `path` if None.
@@ -127,13 +130,22 @@ def written_folder(path: Path, *, scratch: Path | None = None, n_bytes: int = 0)
         with _full_disk_named(path, n_bytes):
             scratch.mkdir(parents=True)
             yield scratch
-            for each in filter(Path.is_file, sorted(scratch.rglob("*"))):
-                flush_to_disk(each)
+            files = _files_in(scratch)
+            if path.is_dir() and _files_in(path) == files == filecmp.cmpfiles(path, scratch, files, shallow=False)[0]:
+                remove_folder(scratch)
+                return
+            for each in files:
+                flush_to_disk(scratch / each)
             remove_folder(path)
             os.replace(scratch, path)
     except BaseException:
         remove_folder(scratch)
         raise
+
+
+def _files_in(folder: Path) -> list[str]:
+    """Files of a folder, as seen from it."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -31,7 +31,7 @@ PLACEHOLDERS = {
     "seed": r"\d+",
     "seed_b": r"\d+",
     "layer": r"\d+",
-    "file": r"[\w.-]+",
+    "file": r"[\w./-]+",
     "module": r"layers\.\d+",
     "package": r"[a-z-]+",
     "quantile": r"0\.\d+",
@@ -263,6 +263,7 @@ def test_figures_are_those_that_are_listed():
         (f"{UNFINISHED}/settings.json", "While a cell is trained"),
         ("checkpoints/saelens/tiny_from_tiny_seed_0/layers.0/cfg.json", "`saelens`"),
         ("results/metrics.json", "`metrics.json`"),
+        ("results/report.json", "`report.json`"),
         ("results/details/tiny_from_tiny_layers.0.features.json", "`<cell>_layers.<layer>.features.json`"),
     ],
 )

@@ -42,10 +42,11 @@ def export_saelens(saes: Sequence[TrainedSae], checkpoint_dir: Path) -> list[Pat
             "W_dec": sae.W_dec,
             "b_dec": sae.b_dec,
         }
+        config = saelens_config(trained, sae.cfg.k)
         arrays = {name: tensor.detach().float() for name, tensor in weights.items()}
         with written_folder(folder, n_bytes=sae_bytes(sae.d_in, sae.num_latents)) as scratch:
             save_file(arrays, scratch / "sae_weights.safetensors")
-            write_json(scratch / "cfg.json", saelens_config(trained, sae.cfg.k))
+            write_json(scratch / "cfg.json", config)
         folders.append(folder)
     return folders
 

@@ -11,4 +11,5 @@ computed here that is not in the results already: no model, no data set and no w
     figures       the figures, as PNG and SVG
     feature_data  data of the feature browser
     page          report.html, from templates/
+    freshness     is the report still that of the results?
 """
