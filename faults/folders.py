@@ -12,6 +12,9 @@ MAY_DIFFER = {
     "generation.json": ("git_commit",),  # of the checkout, in which somebody may work meanwhile
     "run.json": ("git_commit",),
 }
+CHECKSUM = "checksum"
+"""Field of a record that is computed from all others, these included."""
+
 """By a file's name: fields that differ between two unbroken runs. Two such runs were compared byte by byte in the same
 places, and nothing else did: figures, pages and archives have no time stamps in them."""
 
@@ -38,7 +41,9 @@ def fingerprint(path: Path) -> str:
     if names := MAY_DIFFER.get(path.name):
         try:
             record = json.loads(data)
-            data = json.dumps({name: value for name, value in record.items() if name not in names}).encode()
+            data = json.dumps(
+                {name: value for name, value in record.items() if name not in (*names, CHECKSUM)}
+            ).encode()
         except (ValueError, AttributeError):
             pass  # damaged: all of it counts
     return hashlib.sha256(data).hexdigest()[:16]

@@ -98,8 +98,10 @@ def written_whole(path: Path, *, n_bytes: int = 0) -> Iterator[Writing]:
     path.parent.mkdir(parents=True, exist_ok=True)
     check_space(path.parent, n_bytes, str(path))
     writing = Writing(path.with_name(SCRATCH_PREFIX + path.name), path)
+    if writing.scratch.is_dir():
+        shutil.rmtree(writing.scratch)
     try:
-        with _full_disk_named(path, n_bytes):
+        with _writing_explained(path, n_bytes):
             yield writing
             flush_to_disk(writing.scratch)
             os.replace(writing.scratch, writing.path)
@@ -127,7 +129,7 @@ def written_folder(path: Path, *, scratch: Path | None = None, n_bytes: int = 0)
     scratch = scratch or path.with_name(SCRATCH_PREFIX + path.name)
     remove_folder(scratch)
     try:
-        with _full_disk_named(path, n_bytes):
+        with _writing_explained(path, n_bytes):
             scratch.mkdir(parents=True)
             yield scratch
             files = _files_in(scratch)
@@ -203,16 +205,18 @@ def flush_to_disk(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _full_disk_named(path: Path, n_bytes: int) -> Iterator[None]:
-    """Say which file there was no room for: libraries that write it raise all kinds of errors then."""
+def _writing_explained(path: Path, n_bytes: int) -> Iterator[None]:
+    """Say which file could not be written: for lack of room, libraries that write it raise all kinds of errors."""
     try:
         yield
-    except DiskFullError:
+    except InputError:
         raise
     except Exception as err:
-        if not is_disk_full(err):
-            raise
-        raise DiskFullError(path.parent, str(path), n_bytes) from err
+        if is_disk_full(err):
+            raise DiskFullError(path.parent, str(path), n_bytes) from err
+        if isinstance(err, OSError) and err.strerror:
+            raise InputError(f"{path} cannot be written ({err.strerror}); move away what stands there") from err
+        raise
 
 
 # reading
@@ -236,8 +240,13 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
     except READING_ERRORS as err:
         if is_out_of_memory(err):
             raise
-        reason = err.strerror if isinstance(err, OSError) and err.strerror else str(err).strip() or type(err).__name__
-        raise DamagedFileError(path, reason.splitlines()[0].rstrip("."), remedy) from err
+        raise DamagedFileError(path, first_line(err), remedy) from err
+
+
+def first_line(err: Exception) -> str:
+    """What an error says, in one line without a full stop."""
+    said = err.strerror if isinstance(err, OSError) and err.strerror else str(err).strip()
+    return (said or type(err).__name__).splitlines()[0].rstrip(". ")
 
 
 def read_record(path: Path, remedy: str, **types: type) -> Record:

@@ -71,6 +71,8 @@ class Lock:
             except (FileNotFoundError, FileExistsError, _NamelessError):  # other runs come and go just now
                 if is_last:
                     raise
+            except (IsADirectoryError, NotADirectoryError, PermissionError) as err:
+                raise InputError(f"{self.path} cannot be locked ({err.strerror}); move it away") from err
 
     def release(self) -> None:
         """Give the lock back, and remove what was made for it.

@@ -1,6 +1,5 @@
 """SAEs that stand finished on disk, with all that is needed to measure them: found by their `run.json`."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +7,9 @@ from pathlib import Path
 import torch
 
 from sae_utils.errors import InputError, MissingInputError
-from sae_utils.files import DamagedFileError, Record, check_file, checksum_file, read_record, reading
+from sae_utils.files import DamagedFileError, Record, check_file, check_files, checksum_file, read_record, reading
 from sae_utils.paths import seed_dir
 from sae_utils.sparse_coders import SparseCoder
-
-logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "sae.safetensors"
 """An SAE's weights, inside its folder."""
@@ -104,16 +101,17 @@ def find_all_trained(checkpoint_dir: Path) -> tuple[list[TrainedSae], list[Damag
     """
     saes: list[TrainedSae] = []
     damaged: list[Damaged] = []
-    for folder in sorted(path for path in checkpoint_dir.glob("*_seed_*") if (path / "run.json").exists()):
+    for folder in sorted(path for path in checkpoint_dir.glob("*_seed_*") if path.is_dir()):
+        if not (folder / "run.json").exists() and not any(folder.glob("layers.*")):
+            continue
         try:
             saes += find_trained([folder])
         except InputError as err:
             damaged.append(Damaged(folder, str(err)))
-            logger.warning("left out: %s", err)
     if not saes:
+        check_none_left_out(damaged)
         raise MissingInputError(
-            f"{checkpoint_dir.absolute()} holds no finished SAEs{' that can be read' if damaged else ''}; train some "
-            f"first, without --eval_only"
+            f"{checkpoint_dir.absolute()} holds no finished SAEs; train some first, without --eval_only"
         )
     return sorted(saes, key=lambda sae: sae.key), damaged
 
@@ -125,8 +123,7 @@ def check_none_left_out(damaged: Sequence[Damaged]) -> None:
         InputError: If anything was left out.
     """
     if damaged:
-        folders = ", ".join(str(each.folder) for each in damaged)
-        raise InputError(f"all others are measured; left out, because damaged: {folders}; {damaged[0].reason}")
+        raise InputError(f"left out, all others are measured: {' | '.join(each.reason for each in damaged)}")
 
 
 def remedy_for(seed_folder: Path) -> str:
@@ -142,6 +139,7 @@ def _read_folder(folder: Path) -> list[TrainedSae]:
     )
     for name in ("dtype", "ctx_len", "n_eval_tokens"):
         run["settings"][name]
+    check_files(folder, run.get("checksums", {}), remedy)
     return [_read_sae(folder, run, record, remedy) for record in run["saes"]]
 
 

@@ -20,7 +20,7 @@ from sae_utils.generated_data import (
 )
 from sae_utils.models import fingerprint_tokenizer
 from sae_utils.paths import DatasetKey, find_datasets, short_name
-from sae_utils.sources.corpora import TEXT_COLUMN, corpus_name, fingerprint_texts, load_texts, tokenize_texts
+from sae_utils.sources.corpora import TEXT_COLUMN, corpus_name, explained, fingerprint_texts, load_texts, tokenize_texts
 from sae_utils.sources.packing import Chunks, sampled_ids
 from sae_utils.sources.packs import Packs
 
@@ -156,7 +156,9 @@ def find_corpus(reference: str, packs: Packs) -> Source:
     rows = load_texts(reference, packs.texts_folder)
     if len(rows) == 0:
         raise InputError(f"--text_datasets {reference} has no text in it")
-    return Source(corpus_name(reference), reference, len(rows), None, fingerprint_texts(rows))
+    with explained(reference, packs.texts_folder):
+        fingerprint = fingerprint_texts(rows)
+    return Source(corpus_name(reference), reference, len(rows), None, fingerprint)
 
 
 def read_generated(folder: Path) -> Source:

@@ -9,7 +9,10 @@ import datasets
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
+from sae_utils.disk import is_disk_full
 from sae_utils.errors import InputError, MissingInputError
+from sae_utils.files import READING_ERRORS, first_line
+from sae_utils.memory import is_out_of_memory
 from sae_utils.sparse_coders import chunk_and_tokenize
 
 READERS = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
@@ -34,7 +37,8 @@ def load_texts(reference: str, cache_dir: Path) -> Dataset:
         MissingInputError: If there is no such file, folder or data set.
         InputError: If it cannot be read, or has no column `text` of strings.
     """
-    rows = _read(reference, cache_dir)
+    with explained(reference, cache_dir):
+        rows = _read(reference, cache_dir)
     if isinstance(rows, DatasetDict):
         if "train" not in rows and len(rows) > 1:
             raise InputError(f"--text_datasets {reference} has the splits {', '.join(rows)}, and none is called train")
@@ -43,7 +47,7 @@ def load_texts(reference: str, cache_dir: Path) -> Dataset:
     if "string" not in columns.get(TEXT_COLUMN, ""):
         found = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
         raise InputError(f"--text_datasets {reference} must have a column `text` of strings, found {found}")
-    with uncached():
+    with uncached(), explained(reference, cache_dir):
         return rows.select_columns([TEXT_COLUMN]).filter(
             lambda texts: [bool(text) for text in texts], input_columns=TEXT_COLUMN, batched=True
         )
@@ -96,6 +100,26 @@ def tokenize_texts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, ctx_len: i
 
 
 @contextlib.contextmanager
+def explained(reference: str, cache_dir: Path) -> Iterator[None]:
+    """Turn whatever `datasets` raises while a corpus is read into one line.
+
+    Raises:
+        MissingInputError: If it cannot be read.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except READING_ERRORS as err:
+        if is_out_of_memory(err) or is_disk_full(err):
+            raise
+        raise MissingInputError(
+            f"--text_datasets {reference} could not be read ({first_line(err)}); if it is whole, what was made of it "
+            f"before is not: rm -r {cache_dir}, and the same command reads it again"
+        ) from err
+
+
+@contextlib.contextmanager
 def uncached() -> Iterator[None]:
     """Let `datasets` keep what it computes out of the folder it reads from."""
     was_enabled = datasets.is_caching_enabled()
@@ -135,9 +159,8 @@ def _read(reference: str, cache_dir: Path) -> Dataset | DatasetDict:
         if _is_hub_id(reference):
             name, _, configuration = reference.partition(":")
             return load_dataset(name, configuration or None)
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as err:
-        reason = str(err.__cause__ or err).strip().splitlines()[0]
-        raise MissingInputError(f"--text_datasets {reference} could not be read ({reason})") from err
+    except datasets.exceptions.DatasetGenerationError as err:
+        raise err.__cause__ or err from None
     if path.is_file():
         raise InputError(f"--text_datasets {reference} must end in {', '.join(READERS)}, or be a folder or a hub id")
     raise MissingInputError(f"--text_datasets {reference} does not exist; looked at {path.absolute()}")

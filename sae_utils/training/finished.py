@@ -9,7 +9,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,7 +100,7 @@ def publish(
         if not staged.exists():  # an interrupted run got as far as this one
             continue
         write_text(staged / METRICS_FILE, _losses_of(seed, losses))
-        shutil.copyfile(folders.work_dir / RUN_FILE, staged / RUN_FILE)
+        write_text(staged / RUN_FILE, (folders.work_dir / RUN_FILE).read_text(encoding="utf-8"))
         write_json(staged / "config.json", config)
         write_record(staged / "run.json", run | {"checksums": checksum_files(staged, ["config.json", METRICS_FILE])})
         if final.exists():  # what --overwrite replaces stays until there is something in its place

@@ -142,7 +142,8 @@ def seeds_to_train(
     else:
         missing = [seed for seed in wanted if not folders.seed_dir(seed).exists()]
         for seed in set(wanted) - set(missing):
-            run = read_record(folders.seed_dir(seed) / "run.json", OVERWRITE_REMEDY, settings=dict)
+            remedy = f"rm -r {folders.seed_dir(seed)}, and the same command trains its seed anew"
+            run = read_record(folders.seed_dir(seed) / "run.json", remedy, settings=dict)
             check_same_settings(run["settings"], identity, where=folders.seed_dir(seed), remedy=OVERWRITE_REMEDY)
     if not missing or begun is None:
         return missing

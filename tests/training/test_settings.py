@@ -14,8 +14,8 @@ from sae_utils.training.settings import TrainingSettings
         ({"ctx_len": 1}, "--ctx_len must be at least 2 tokens, got 1"),
         ({"layers": ()}, r"--layers must name at least one layer, each once, got \[\]"),
         ({"layers": (3, 3)}, r"--layers must name at least one layer, each once, got \[3, 3\]"),
-        ({"lr": 0.0}, "--lr must be > 0 and at most 1e+30, got 0.0"),
-        ({"lr": float("nan")}, "--lr must be > 0 and at most 1e+30, got nan"),
+        ({"lr": 0.0}, r"--lr must be > 0 and at most 1e\+30, got 0.0"),
+        ({"lr": float("nan")}, r"--lr must be > 0 and at most 1e\+30, got nan"),
         ({"shuffle_seed": -1}, "--shuffle_seed must be >= 0, got -1"),
     ],
 )

@@ -1,0 +1,46 @@
+import os
+import signal
+
+import pytest
+
+from sae_utils import stopping
+from sae_utils.stopping import Stopped, stoppable, stops_deferred
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_the_block_and_says_which(signum, code):
+    before = signal.getsignal(signum)
+    with pytest.raises(Stopped) as stopped, stoppable():
+        os.kill(os.getpid(), signum)
+        pytest.fail("went on")
+    assert stopped.value.exit_code == code
+    assert signal.getsignal(signum) is before
+
+
+def test_a_stop_that_is_put_off_is_noted_and_the_second_one_is_not():
+    with stoppable():
+        with stops_deferred() as request:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert request.signum == signal.SIGTERM
+            with pytest.raises(Stopped) as stopped:
+                os.kill(os.getpid(), signal.SIGINT)
+        assert stopped.value.exit_code == 143, "the first one counts"
+
+
+def test_patience_ends(monkeypatch):
+    """A step may take longer than a scheduler waits before it kills."""
+    monkeypatch.setattr(stopping, "GRACE_SEC", 0.05)
+    with pytest.raises(Stopped) as stopped, stoppable(), stops_deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()  # the alarm comes
+    assert stopped.value.exit_code == 143
+
+
+def test_what_is_ignored_stays_ignored():
+    """`nohup` means that closing the terminal is to end nothing."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stoppable():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
