@@ -111,7 +111,9 @@ def _says_full(err: BaseException) -> bool:
 
 
 def _causes(err: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that led to it."""
-    while err is not None:
+    """An error and those that led to it, each once: they may lead back to each other."""
+    seen: list[BaseException] = []
+    while err is not None and not any(err is each for each in seen):
         yield err
+        seen.append(err)
         err = err.__cause__ or err.__context__

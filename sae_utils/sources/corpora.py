@@ -110,11 +110,12 @@ def explained(reference: str, cache_dir: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except READING_ERRORS as err:
+    except (*READING_ERRORS, datasets.exceptions.DatasetGenerationError) as err:
         if is_out_of_memory(err) or is_disk_full(err):
             raise
+        reason = first_line(err.__cause__ or err)
         raise MissingInputError(
-            f"--text_datasets {reference} could not be read ({first_line(err)}); if it is whole, what was made of it "
+            f"--text_datasets {reference} could not be read ({reason}); if it is whole, what was made of it "
             f"before is not: rm -r {cache_dir}, and the same command reads it again"
         ) from err
 
@@ -150,17 +151,14 @@ def _is_hub_id(reference: str) -> bool:
 def _read(reference: str, cache_dir: Path) -> Dataset | DatasetDict:
     """Open a corpus with the library's reader for it."""
     path = Path(reference).expanduser()
-    try:
-        if path.is_dir():
-            return load_from_disk(str(path))
-        if path.is_file() and path.suffix in READERS:
-            reader = READERS[path.suffix]
-            return load_dataset(reader, data_files=str(path), split="train", cache_dir=str(cache_dir))
-        if _is_hub_id(reference):
-            name, _, configuration = reference.partition(":")
-            return load_dataset(name, configuration or None)
-    except datasets.exceptions.DatasetGenerationError as err:
-        raise err.__cause__ or err from None
+    if path.is_dir():
+        return load_from_disk(str(path))
+    if path.is_file() and path.suffix in READERS:
+        reader = READERS[path.suffix]
+        return load_dataset(reader, data_files=str(path), split="train", cache_dir=str(cache_dir))
+    if _is_hub_id(reference):
+        name, _, configuration = reference.partition(":")
+        return load_dataset(name, configuration or None)
     if path.is_file():
         raise InputError(f"--text_datasets {reference} must end in {', '.join(READERS)}, or be a folder or a hub id")
     raise MissingInputError(f"--text_datasets {reference} does not exist; looked at {path.absolute()}")
