@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 GENERATE, TRAIN = "generate_datasets.py", "train_sae.py"
 
-PATIENCE_SEC = 120.0
+PATIENCE_SEC = 60.0
 """How long a process on a tiny model may take; one that takes longer is stuck, which is a failure."""
 
 DURABLE_CALLS = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir")
