@@ -16,7 +16,7 @@ import broken_inputs as broken
 from folders import differences
 from processes import PATIENCE_SEC, ROOT, Failure, Strike
 from study import STEPS, Step, Study
-from trials import REFUSED, SAME, Case, Trial, check_no_traceback, check_refused
+from trials import REFUSED, SAME, Case, Trial, check_refused
 
 HUGE = str(10**15)
 
@@ -30,7 +30,18 @@ VALUES = {
         "--batch_size": ["0", "-1", "x"],
         "--device": ["tpu", "cuda:99", "cuda", "cpu:x"],
         "--dtype": ["int8", "float", "''"],
-        "--models": ["", "./nowhere", "''", "..", "texts.txt", "a/b/c", "EleutherAI/pythia-9b", "tiny ./tiny", "/", "~"],
+        "--models": [
+            "",
+            "./nowhere",
+            "''",
+            "..",
+            "texts.txt",
+            "a/b/c",
+            "EleutherAI/pythia-9b",
+            "tiny ./tiny",
+            "/",
+            "~",
+        ],
         "--output_dir": ["texts.txt", "texts.txt/below", "/proc/datasets"],
         "--nonsense": ["1"],
         "--m": ["1"],
@@ -137,7 +148,7 @@ def cases(study: Study, rounds: int, only: str = "") -> Iterator[Case]:
     for step, flags in VALUES.items():
         for flag, values in flags.items():
             for value in values:
-                words = tuple([flag, *shlex.split(value)])
+                words = (flag, *shlex.split(value))
                 yield case(f"{step}/{' '.join(words).replace('/', ':')}", STEPS[step], STEPS[step].before, words)
     for name, make in CORPORA.items():
         put = partial(_put, name=name, make=make)
@@ -161,7 +172,10 @@ def case(
     """A command that must be refused."""
     row = name.split("/")[0]
     return Case(
-        f"bad_inputs/{name}", f"bad input: {row}", partial(refuse, step=step, state=state, flags=flags, put=put), (state,)
+        f"bad_inputs/{name}",
+        f"bad input: {row}",
+        partial(refuse, step=step, state=state, flags=flags, put=put),
+        (state,),
     )
 
 

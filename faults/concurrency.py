@@ -31,7 +31,9 @@ def cases(study: Study, rounds: int, only: str = "") -> Iterator[Case]:
     for i in range(N_PAIRS * rounds):
         yield Case(f"concurrency/comparison/{i}", "at once: one comparison twice", compare_twice, needs)
         yield Case(f"concurrency/results/{i}", "at once: two targets, one results folder", share_results, both)
-        yield Case(f"concurrency/packing/{i}", "at once: one data set packed twice", pack_twice, ("generated", "packed"))
+        yield Case(
+            f"concurrency/packing/{i}", "at once: one data set packed twice", pack_twice, ("generated", "packed")
+        )
 
 
 def second_comes_later(trial: Trial, *, step: Step, says: str) -> str:

@@ -1,8 +1,8 @@
 """Damaged files, each in every way: noticed and named, repaired, or of no consequence.
 
-Which files there are is found by walking the folders of runs killed half way and of finished ones, so that a new file is
-covered the day it comes. Files whose names differ in numbers only are of one kind; every file is damaged, and every kind
-in every way.
+Which files there are is found by walking the folders of runs killed half way and of finished ones, so that a new file
+is covered the day it comes. Files whose names differ in numbers only are of one kind; every file is damaged, and every
+kind in every way.
 """
 
 import json
@@ -268,7 +268,7 @@ def follow(trial: Trial, line: str, scenario: Scenario, path: str) -> None:
 
 
 def advised(trial: Trial, line: str) -> list[str] | None:
-    """Carry out what a message advises; the flags to add to the same command, or None if it advises nothing of that kind."""
+    """Carry out what a message advises; flags to add to the same command, or None if it advises nothing to be done."""
     done = False
     for command in re.findall(r"python (?:generate_datasets|train_sae)\.py [^;`]+", line):
         _, script, *flags = shlex.split(command)

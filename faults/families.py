@@ -8,7 +8,13 @@ import kills
 from study import Study
 from trials import Case
 
-FAMILIES = {"kills": kills, "full_disks": full_disks, "damage": damage, "bad_inputs": bad_inputs, "concurrency": concurrency}
+FAMILIES = {
+    "kills": kills,
+    "full_disks": full_disks,
+    "damage": damage,
+    "bad_inputs": bad_inputs,
+    "concurrency": concurrency,
+}
 
 
 def find_cases(study: Study, only: str = "", rounds: int = 1) -> list[Case]:

@@ -29,6 +29,9 @@ GENERATE, TRAIN = "generate_datasets.py", "train_sae.py"
 PATIENCE_SEC = 60.0
 """How long a process on a tiny model may take; one that takes longer is stuck, which is a failure."""
 
+GRACE_SEC = 5.0
+"""How long what a process has started may outlive it."""
+
 DURABLE_CALLS = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir")
 """Calls of `os` at which files on disk are half way. They are counted, ours and those of libraries."""
 
@@ -63,6 +66,9 @@ class Ending:
 
     command: str
     """What was run, as one would type it."""
+
+    left_behind: bool = False
+    """Whether processes that it had started went on without it, and had to be ended."""
 
     @property
     def last_words(self) -> str:
@@ -131,10 +137,23 @@ class Running:
             os.killpg(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
             raise Failure(f"{self.command}: not over after {sec:.0f} s")
+        left_behind = self._end_what_is_left()
         texts = (self.output.with_suffix(end).read_text(errors="replace") for end in (".out", ".err"))
         count = self.output.with_suffix(".count")
         n_durable = int(count.read_text()) if count.exists() else 0
-        return Ending(os.waitstatus_to_exitcode(self._status), *texts, self.ended - self.began, n_durable, self.command)
+        code, sec = os.waitstatus_to_exitcode(self._status), self.ended - self.began
+        return Ending(code, *texts, sec, n_durable, self.command, left_behind)
+
+    def _end_what_is_left(self) -> bool:
+        """End processes of its session that are still there after a while; whether there were any."""
+        deadline = time.monotonic() + GRACE_SEC
+        with contextlib.suppress(ProcessLookupError):  # nobody is left, as it should be
+            while time.monotonic() < deadline:
+                os.killpg(self.pid, 0)
+                time.sleep(POLL_SEC)
+            os.killpg(self.pid, signal.SIGKILL)
+            return True
+        return False
 
 
 def import_everything() -> None:
@@ -175,6 +194,7 @@ def _run_forked(script: str, flags: list[str], folder: Path, output: Path, strik
     """In the child: become a process of its own, run the script, and return its exit code."""
     try:
         os.setsid()
+        atexit._clear()  # what the parent has to do at its end is not done here
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         _redirect(output)

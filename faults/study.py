@@ -132,7 +132,12 @@ class Study:
                 copy(self.state(STEPS[step].before), scratch)
                 self._make_broken(scratch, STEPS[step], strike)
             else:
-                self._make_by_step(scratch, next(step for step in [*STEPS.values(), SAMPLED_ANEW, ONE_TARGET, TWO_TARGETS] if step.after == name))
+                self._make_by_step(
+                    scratch,
+                    next(
+                        step for step in [*STEPS.values(), SAMPLED_ANEW, ONE_TARGET, TWO_TARGETS] if step.after == name
+                    ),
+                )
             os.replace(scratch, folder)
         return folder
 
@@ -163,7 +168,6 @@ class Study:
         run = run_real if self.is_real else run_forked
         ending = run(step.script, self.filled(step.flags), folder, output)
         assert ending.code == 0, ending.err
-
 
     def _make_broken(self, folder: Path, step: Step, strike: Strike) -> None:
         output = self.folder / f"broken_{step.name}"
