@@ -6,6 +6,7 @@ of its own, and runs the script's file as `python FILE` would.
 
 import atexit
 import contextlib
+import gc
 import importlib
 import os
 import pkgutil
@@ -28,6 +29,19 @@ GENERATE, TRAIN = "generate_datasets.py", "train_sae.py"
 
 PATIENCE_SEC = 60.0
 """How long a process on a tiny model may take; one that takes longer is stuck, which is a failure."""
+
+IMPORTED_ON_USE = (
+    "wandb",
+    "requests",
+    "scipy.io",
+    "einops._torch_specific",
+    "matplotlib.pyplot",
+    "matplotlib.backends.backend_svg",
+    "PIL.PngImagePlugin",
+    "transformers.models.gpt_neox.modeling_gpt_neox",
+    "transformers.models.llama.modeling_llama",
+)
+"""What the scripts and libraries import inside of functions, as far as it takes time."""
 
 GRACE_SEC = 5.0
 """How long what a process has started may outlive it."""
@@ -157,18 +171,14 @@ class Running:
 
 
 def import_everything() -> None:
-    """Import all that the scripts use, once, so that what is forked need not; no thread may come of it.
-
-    transformers and datasets import much of themselves on first use; making the tiny models is that.
-    """
+    """Import all that the scripts use, once, so that what is forked need not."""
     sys.path.insert(0, str(ROOT))
     import sae_utils
 
     for module in pkgutil.walk_packages(sae_utils.__path__, "sae_utils."):
         importlib.import_module(module.name)
-    for name in ("wandb", "matplotlib.pyplot", "matplotlib.backends.backend_svg", "ortools.sat.python.cp_model"):
-        with contextlib.suppress(ModuleNotFoundError):
-            importlib.import_module(name)
+    for name in IMPORTED_ON_USE:
+        importlib.import_module(name)
 
 
 def begin(script: str, flags: list[str], folder: Path, output: Path, strike: Strike | None = None) -> Running:
@@ -194,6 +204,7 @@ def _run_forked(script: str, flags: list[str], folder: Path, output: Path, strik
     """In the child: become a process of its own, run the script, and return its exit code."""
     try:
         os.setsid()
+        gc.freeze()  # what was imported is not garbage: looking through all of it took most of a training's time
         atexit._clear()  # what the parent has to do at its end is not done here
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

@@ -84,6 +84,9 @@ TWO_TARGETS = Step(
 )
 """Two grids that have their results in one folder, one after the other."""
 
+LEADING_TO = {step.after: step for step in [*STEPS.values(), SAMPLED_ANEW, ONE_TARGET, TWO_TARGETS]}
+"""By a state: the step that leads to it."""
+
 BROKEN = {
     "generating": ("generation", Strike(3, of=r"/samples_\S+$")),
     "extending": ("extension", Strike(3, of=r"/samples_\S+$")),
@@ -132,12 +135,7 @@ class Study:
                 copy(self.state(STEPS[step].before), scratch)
                 self._make_broken(scratch, STEPS[step], strike)
             else:
-                self._make_by_step(
-                    scratch,
-                    next(
-                        step for step in [*STEPS.values(), SAMPLED_ANEW, ONE_TARGET, TWO_TARGETS] if step.after == name
-                    ),
-                )
+                self._make_by_step(scratch, LEADING_TO[name])
             os.replace(scratch, folder)
         return folder
 
@@ -167,6 +165,8 @@ class Study:
         output = self.folder / f"made_{step.after}"
         run = run_real if self.is_real else run_forked
         ending = run(step.script, self.filled(step.flags), folder, output)
+        if not self.is_real:
+            self.measured[step.name] = Measured(ending.sec, ending.n_durable)
         assert ending.code == 0, ending.err
 
     def _make_broken(self, folder: Path, step: Step, strike: Strike) -> None:
