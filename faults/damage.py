@@ -9,7 +9,7 @@ import json
 import random
 import re
 import shlex
-import shutil
+import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -274,15 +274,11 @@ def advised(trial: Trial, line: str) -> list[str] | None:
         _, script, *flags = shlex.split(command)
         trial.run(script, flags)
         done = True
-    for place in re.findall(r"(?:remove|delete|rm -rf?) (?:the (?:file|folder) )?([\w./-]*\w)", line):
-        target = trial.place / place
-        if target.is_dir():
-            shutil.rmtree(target)
-        elif target.exists():
-            target.unlink()
-        else:
-            continue
-        trial.note(f"# removed {place}")
+    for command in re.findall(r"\brm (?:-rf? )?[^\s,;`'\"]+", line):
+        trial.note(command)
+        removed = subprocess.run(shlex.split(command), cwd=trial.place, capture_output=True, text=True, check=False)
+        if removed.returncode:
+            raise Failure(f"what was advised cannot be done: {removed.stderr.strip()!r}, in {line!r}")
         done = True
     if done:
         return []

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 MAY_DIFFER = {
-    "wandb.json": ("id",),  # every start of a cell is a W&B run of its own
-    "generation.json": ("git_commit",),  # of the checkout, in which somebody may work meanwhile
-    "run.json": ("git_commit",),
+    "wandb.json": ("id", "checksum"),  # every start of a cell is a W&B run of its own; and what follows from the id
+    "generation.json": ("git_commit", "checksum"),  # of the checkout, in which somebody may work meanwhile
+    "run.json": ("git_commit", "checksum"),
 }
 """By a file's name: fields that differ between two unbroken runs. Two such runs were compared byte by byte in the same
 places, and nothing else did: figures, pages and archives have no time stamps in them."""

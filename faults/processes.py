@@ -11,6 +11,7 @@ import importlib
 import os
 import pkgutil
 import re
+import resource
 import runpy
 import shlex
 import signal
@@ -42,6 +43,9 @@ IMPORTED_ON_USE = (
     "transformers.models.llama.modeling_llama",
 )
 """What the scripts and libraries import inside of functions, as far as it takes time."""
+
+MOST_MEMORY = 8 * 2**30
+"""Bytes of address space, so that a run which asks for nonsense takes nobody else's memory."""
 
 GRACE_SEC = 5.0
 """How long what a process has started may outlive it."""
@@ -204,6 +208,7 @@ def _run_forked(script: str, flags: list[str], folder: Path, output: Path, strik
     """In the child: become a process of its own, run the script, and return its exit code."""
     try:
         os.setsid()
+        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
         gc.freeze()  # what was imported is not garbage: looking through all of it took most of a training's time
         atexit._clear()  # what the parent has to do at its end is not done here
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
