@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 # A command, and how long it took.
 timed = @echo '$(1)'; start=$$(date +%s); $(1) && echo "$$(($$(date +%s) - start)) s: $(1)"
 
-.PHONY: demo test bench bench-gpu format clean distclean
+.PHONY: demo test faults soak bench bench-gpu format clean distclean
 
 # sparsify's own learning rate is for steps of many more tokens than the demo's 512; with 5e-3, FVU falls steadily.
 demo: $(VENV)/ready $(DEMO_MODEL)/config.json
@@ -28,6 +28,13 @@ test: $(VENV)/ready
 	$(call timed,$(BIN)/ruff check .)
 	$(call timed,$(BIN)/python -m pytest)
 	$(call timed,$(BIN)/python -m pytest -m gpu)
+
+# Both scripts while they are killed, starved, fed with nonsense (20 minutes, ends with a table), and for 10 minutes on end.
+faults: $(VENV)/ready
+	$(BIN)/python faults/suite.py
+
+soak: $(VENV)/ready
+	$(BIN)/python faults/soak.py
 
 # Speed side by side with other projects: on this CPU (half an hour), and of sampling on a GPU with random weights.
 bench: $(VENV)/ready $(DEMO_MODEL)/config.json

@@ -86,7 +86,9 @@ def become_other_model(kind: str) -> Callable[[Path], None]:
         import transformers
 
         config = {
-            "bert": lambda: transformers.BertConfig(320, 16, 2, 2, 32),
+            "bert": lambda: transformers.BertConfig(
+                vocab_size=320, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+            ),
             "t5": lambda: transformers.T5Config(vocab_size=320, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2),
         }[kind]()
         model = own_copy(place)

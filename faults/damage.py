@@ -1,15 +1,15 @@
 """Damaged files, each in every way: noticed and named, repaired, or of no consequence.
 
-Which files there are is found by walking the folders of runs killed half way and of finished ones, so that a new file is
-covered the day it comes. Files whose names differ in numbers only are of one kind; every file is damaged, and every kind
-in every way.
+Which files there are is found by walking the folders of runs killed half way and of finished ones, so that a new file
+is covered the day it comes. Files whose names differ in numbers only are of one kind; every file is damaged, and every
+kind in every way.
 """
 
 import json
 import random
 import re
 import shlex
-import shutil
+import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -268,21 +268,17 @@ def follow(trial: Trial, line: str, scenario: Scenario, path: str) -> None:
 
 
 def advised(trial: Trial, line: str) -> list[str] | None:
-    """Carry out what a message advises; the flags to add to the same command, or None if it advises nothing of that kind."""
+    """Carry out what a message advises; flags to add to the same command, or None if it advises nothing to be done."""
     done = False
     for command in re.findall(r"python (?:generate_datasets|train_sae)\.py [^;`]+", line):
         _, script, *flags = shlex.split(command)
         trial.run(script, flags)
         done = True
-    for place in re.findall(r"(?:remove|delete|rm -rf?) (?:the (?:file|folder) )?([\w./-]*\w)", line):
-        target = trial.place / place
-        if target.is_dir():
-            shutil.rmtree(target)
-        elif target.exists():
-            target.unlink()
-        else:
-            continue
-        trial.note(f"# removed {place}")
+    for command in re.findall(r"\brm (?:-rf? )?[^\s,;`'\"]+", line):
+        trial.note(command)
+        removed = subprocess.run(shlex.split(command), cwd=trial.place, capture_output=True, text=True, check=False)
+        if removed.returncode:
+            raise Failure(f"what was advised cannot be done: {removed.stderr.strip()!r}, in {line!r}")
         done = True
     if done:
         return []

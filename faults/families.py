@@ -1,13 +1,20 @@
 """All families of faults, in the order of the table."""
 
 import bad_inputs
+import concurrency
 import damage
 import full_disks
 import kills
 from study import Study
 from trials import Case
 
-FAMILIES = {"kills": kills, "full_disks": full_disks, "damage": damage, "bad_inputs": bad_inputs}
+FAMILIES = {
+    "kills": kills,
+    "full_disks": full_disks,
+    "damage": damage,
+    "bad_inputs": bad_inputs,
+    "concurrency": concurrency,
+}
 
 
 def find_cases(study: Study, only: str = "", rounds: int = 1) -> list[Case]:

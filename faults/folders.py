@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 MAY_DIFFER = {
-    "wandb.json": ("id",),  # every start of a cell is a W&B run of its own
-    "generation.json": ("git_commit",),  # of the checkout, in which somebody may work meanwhile
-    "run.json": ("git_commit",),
+    "wandb.json": ("id", "checksum"),  # every start of a cell is a W&B run of its own; and what follows from the id
+    "generation.json": ("git_commit", "checksum"),  # of the checkout, in which somebody may work meanwhile
+    "run.json": ("git_commit", "checksum"),
 }
 CHECKSUM = "checksum"
 """Field of a record that is computed from all others, these included."""

@@ -22,7 +22,7 @@ MOST_KILLS_IN_A_TRIAL = 3
 
 MOST_SEC_TO_STOP = 10.0
 
-KILLED_STEPS = ("generation", "extension", "training", "comparison")
+KILLED_STEPS = ("generation", "extension", "packing", "training", "comparison")
 
 ASKING = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
 """Signals that ask a run to stop, and the exit code after each."""
@@ -59,6 +59,7 @@ def kill(trial: Trial, *, step: Step, at_write: bool) -> str:
             ending = running.wait()
         if ending.code not in (0, -signal.SIGKILL):
             raise Failure(f"after a kill, the same command ended with exit code {ending.code}: {ending.last_words}")
+        check_no_traceback(ending)
     return trial.check_same(step, trial.begin_step(step).wait())
 
 

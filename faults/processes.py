@@ -6,10 +6,12 @@ of its own, and runs the script's file as `python FILE` would.
 
 import atexit
 import contextlib
+import gc
 import importlib
 import os
 import pkgutil
 import re
+import resource
 import runpy
 import shlex
 import signal
@@ -26,8 +28,27 @@ ROOT = Path(__file__).resolve().parent.parent
 
 GENERATE, TRAIN = "generate_datasets.py", "train_sae.py"
 
-PATIENCE_SEC = 120.0
+PATIENCE_SEC = 60.0
 """How long a process on a tiny model may take; one that takes longer is stuck, which is a failure."""
+
+IMPORTED_ON_USE = (
+    "wandb",
+    "requests",
+    "scipy.io",
+    "einops._torch_specific",
+    "matplotlib.pyplot",
+    "matplotlib.backends.backend_svg",
+    "PIL.PngImagePlugin",
+    "transformers.models.gpt_neox.modeling_gpt_neox",
+    "transformers.models.llama.modeling_llama",
+)
+"""What the scripts and libraries import inside of functions, as far as it takes time."""
+
+MOST_MEMORY = 8 * 2**30
+"""Bytes of address space, so that a run which asks for nonsense takes nobody else's memory."""
+
+GRACE_SEC = 5.0
+"""How long what a process has started may outlive it."""
 
 DURABLE_CALLS = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir")
 """Calls of `os` at which files on disk are half way. They are counted, ours and those of libraries."""
@@ -63,6 +84,9 @@ class Ending:
 
     command: str
     """What was run, as one would type it."""
+
+    left_behind: bool = False
+    """Whether processes that it had started went on without it, and had to be ended."""
 
     @property
     def last_words(self) -> str:
@@ -131,25 +155,34 @@ class Running:
             os.killpg(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
             raise Failure(f"{self.command}: not over after {sec:.0f} s")
+        left_behind = self._end_what_is_left()
         texts = (self.output.with_suffix(end).read_text(errors="replace") for end in (".out", ".err"))
         count = self.output.with_suffix(".count")
         n_durable = int(count.read_text()) if count.exists() else 0
-        return Ending(os.waitstatus_to_exitcode(self._status), *texts, self.ended - self.began, n_durable, self.command)
+        code, sec = os.waitstatus_to_exitcode(self._status), self.ended - self.began
+        return Ending(code, *texts, sec, n_durable, self.command, left_behind)
+
+    def _end_what_is_left(self) -> bool:
+        """End processes of its session that are still there after a while; whether there were any."""
+        deadline = time.monotonic() + GRACE_SEC
+        with contextlib.suppress(ProcessLookupError):  # nobody is left, as it should be
+            while time.monotonic() < deadline:
+                os.killpg(self.pid, 0)
+                time.sleep(POLL_SEC)
+            os.killpg(self.pid, signal.SIGKILL)
+            return True
+        return False
 
 
 def import_everything() -> None:
-    """Import all that the scripts use, once, so that what is forked need not; no thread may come of it.
-
-    transformers and datasets import much of themselves on first use; making the tiny models is that.
-    """
+    """Import all that the scripts use, once, so that what is forked need not."""
     sys.path.insert(0, str(ROOT))
     import sae_utils
 
     for module in pkgutil.walk_packages(sae_utils.__path__, "sae_utils."):
         importlib.import_module(module.name)
-    for name in ("wandb", "matplotlib.pyplot", "matplotlib.backends.backend_svg", "ortools.sat.python.cp_model"):
-        with contextlib.suppress(ModuleNotFoundError):
-            importlib.import_module(name)
+    for name in IMPORTED_ON_USE:
+        importlib.import_module(name)
 
 
 def begin(script: str, flags: list[str], folder: Path, output: Path, strike: Strike | None = None) -> Running:
@@ -175,6 +208,9 @@ def _run_forked(script: str, flags: list[str], folder: Path, output: Path, strik
     """In the child: become a process of its own, run the script, and return its exit code."""
     try:
         os.setsid()
+        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+        gc.freeze()  # what was imported is not garbage: looking through all of it took most of a training's time
+        atexit._clear()  # what the parent has to do at its end is not done here
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         _redirect(output)

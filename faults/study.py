@@ -74,6 +74,19 @@ STEPS = {
 SAMPLED_ANEW = Step("sampling anew", GENERATE, STEPS["extension"].flags, "models", "sampled anew")
 """The extended data set, sampled at once: likelihoods are computed in other batches, which shows in the last digits."""
 
+ONE_TARGET = Step("one target", TRAIN, (*TRAIN_FLAGS, "--random_tokens", "500"), "packed", "one target done")
+TWO_TARGETS = Step(
+    "another target",
+    TRAIN,
+    (*ONE_TARGET.flags, "--target_models", "other", "--checkpoint_dir", "other_checkpoints"),
+    ONE_TARGET.after,
+    "two targets done",
+)
+"""Two grids that have their results in one folder, one after the other."""
+
+LEADING_TO = {step.after: step for step in [*STEPS.values(), SAMPLED_ANEW, ONE_TARGET, TWO_TARGETS]}
+"""By a state: the step that leads to it."""
+
 BROKEN = {
     "generating": ("generation", Strike(3, of=r"/samples_\S+$")),
     "extending": ("extension", Strike(3, of=r"/samples_\S+$")),
@@ -122,9 +135,7 @@ class Study:
                 copy(self.state(STEPS[step].before), scratch)
                 self._make_broken(scratch, STEPS[step], strike)
             else:
-                self._make_by_step(
-                    scratch, next(step for step in [*STEPS.values(), SAMPLED_ANEW] if step.after == name)
-                )
+                self._make_by_step(scratch, LEADING_TO[name])
             os.replace(scratch, folder)
         return folder
 
@@ -154,6 +165,8 @@ class Study:
         output = self.folder / f"made_{step.after}"
         run = run_real if self.is_real else run_forked
         ending = run(step.script, self.filled(step.flags), folder, output)
+        if not self.is_real:
+            self.measured[step.name] = Measured(ending.sec, ending.n_durable)
         assert ending.code == 0, ending.err
 
     def _make_broken(self, folder: Path, step: Step, strike: Strike) -> None:
@@ -186,5 +199,7 @@ def _make_inputs(folder: Path, models: Path) -> None:
         texts = "".join(" ".join(rng.choices(words, k=12)) + "\n" for _ in range(n_texts))
         (models / name).write_text(texts, encoding="utf-8")
     folder.mkdir()
+    for path in models.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # some trials are played by another user
     for path in models.iterdir():
         (folder / path.name).symlink_to(path)

@@ -136,11 +136,13 @@ class Result:
 
 
 def check_no_traceback(ending: Ending) -> None:
-    """Refuse a traceback.
+    """Refuse a traceback, and processes that go on by themselves.
 
     Raises:
-        Failure: If standard error has one.
+        Failure: If standard error has one, or there are any.
     """
+    if ending.left_behind:
+        raise Failure(f"exit code {ending.code}, and processes that it had started go on without it")
     if "Traceback (most recent call last)" in ending.err:
         raise Failure(f"exit code {ending.code} with a traceback{where_raised(ending.err)}: {last_line(ending.err)}")
 
@@ -290,9 +292,9 @@ def signature(reason: str) -> str:
 
 
 def shortened(text: str, length: int = 240) -> str:
-    """One line of at most so many characters.
+    r"""One line of at most so many characters.
 
-    >>> shortened("a\\n  b", 3), shortened("abcdef", 3)
+    >>> shortened("a\n  b", 3), shortened("abcdef", 3)
     ('a b', 'abc...')
     """
     line = " ".join(text.split())

@@ -24,7 +24,12 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks/README.md"]
+    for path in [
+        *sorted(ROOT.glob("*.md")),
+        *sorted((ROOT / "docs").glob("*.md")),
+        ROOT / "benchmarks/README.md",
+        ROOT / "faults/README.md",
+    ]
 }
 """Every page by its path."""
 
@@ -220,14 +225,16 @@ def test_nothing_is_imported_that_is_not_required_and_nothing_required_for_nothi
     imported = set()
     for path in [
         *ROOT.glob("*.py"),
-        *(p for d in ("sae_utils", "tests", "demo", "benchmarks") for p in (ROOT / d).rglob("*.py")),
+        *(p for d in ("sae_utils", "tests", "demo", "benchmarks", "faults") for p in (ROOT / d).rglob("*.py")),
     ]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 imported.add(node.module.split(".")[0])
-    ours = {"sae_utils"} | {path.stem for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")}
+    ours = {"sae_utils"} | {
+        path.stem for folder in ("tests", "benchmarks", "faults") for path in (ROOT / folder).rglob("*.py")
+    }
     ours |= {path.stem for path in ROOT.glob("*.py")}
     elsewhere = {"sae_lens"}  # has an environment of its own, which its benchmarks make
     third_party = imported - set(sys.stdlib_module_names) - ours - elsewhere
@@ -286,7 +293,7 @@ def test_every_page_is_reached_from_the_readme():
 @pytest.mark.parametrize("page", PAGES)
 def test_paths_that_are_named_exist(page):
     """Files move; the pages that name them have to come along."""
-    named = re.findall(r"(?<![\w/.])(?:sae_utils|tests|benchmarks|docs|demo)/[\w/.-]*(?<=[\w/])", PAGES[page])
+    named = re.findall(r"(?<![\w/.])(?:sae_utils|tests|benchmarks|faults|docs|demo)/[\w/.-]*(?<=[\w/])", PAGES[page])
     assert [path for path in dict.fromkeys(named) if not (ROOT / path).exists()] == []
 
 
@@ -309,22 +316,30 @@ def test_every_benchmark_and_every_record_is_listed():
     assert records == {path.name for path in (ROOT / "benchmarks/results").glob("*.json")}
 
 
-def benchmark_commands() -> list[str]:
-    """Every benchmark's command, in shell blocks and within lines."""
-    inline = [each for text in PAGES.values() for each in re.findall(r"`(python\s+benchmarks/[^`]*)`", text)]
-    return inline + [line for text in PAGES.values() for line in shell_lines(text) if "python benchmarks/" in line]
+def test_every_file_of_the_faults_is_listed():
+    """Whoever adds a fault looks there."""
+    rows = re.findall(r"^\| `(\w+\.py)` \|", PAGES["faults/README.md"], flags=re.MULTILINE)
+    assert sorted(rows) == sorted(path.name for path in (ROOT / "faults").glob("*.py"))
 
 
-@pytest.mark.parametrize("command", benchmark_commands())
-def test_commands_of_benchmarks_parse(command, monkeypatch):
+def tool_commands() -> list[str]:
+    """Every command of a benchmark or of the faults, in shell blocks and within lines."""
+    inline = [each for text in PAGES.values() for each in re.findall(r"`(python\s+(?:benchmarks|faults)/[^`]*)`", text)]
+    lines = [line for text in PAGES.values() for line in shell_lines(text)]
+    return inline + [line for line in lines if re.search(r"python (benchmarks|faults)/", line)]
+
+
+@pytest.mark.parametrize("command", tool_commands())
+def test_commands_of_benchmarks_and_faults_parse(command, monkeypatch):
     _, script, *flags = shlex.split(command)
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    folder = ROOT / Path(script).parent
+    monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setattr(sys, "argv", [script, *flags])
     before = set(sys.modules)
     try:
         importlib.import_module(Path(script).stem).parse_args()
     finally:
-        for name in set(sys.modules) & {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - before:
+        for name in set(sys.modules) & {path.stem for path in folder.glob("*.py")} - before:
             del sys.modules[name]
 
 

@@ -8,7 +8,7 @@ from host_reads import HostReads
 from scipy import stats
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sae_utils.errors import InputError
+from sae_utils.errors import InputError, NonFiniteError
 from sae_utils.generation import kv_cache, sampling
 from sae_utils.generation.nucleus import choose_tokens
 from sae_utils.generation.packed_attention import use_packed_attention_
@@ -276,3 +276,65 @@ def test_other_caches_are_correct_too(tmp_path, kind, caplog):
 def test_wrong_settings_are_refused(wrong, message):
     with pytest.raises(InputError, match=message):
         SamplingSettings(**wrong)
+
+
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+@pytest.mark.parametrize("look_every", [1, 16])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampling_stops_at_the_first_logits_that_are_not_finite(neox, look_every, top_p, temperature):
+    """NaN gives a data set of one repeated token, which looks finished."""
+    source = load(neox)
+    pace = Pace(look_every, None if look_every == 1 else sampling.EVERY_TOKEN, is_cache_whole=look_every > 1)
+    settings = SamplingSettings(max_length=24, top_p=top_p, temperature=temperature)
+    expected = sample_tokens(source, range(8), settings, pace=replace(pace))
+    head, n_calls = source.model.get_output_embeddings().forward, 0
+
+    def broken(hidden):
+        nonlocal n_calls
+        n_calls += 1
+        logits = head(hidden)
+        if n_calls >= 5:
+            logits[3] = float("nan") if top_p < 1 else float("inf")
+        return logits
+
+    source.model.get_output_embeddings().forward = broken
+    assert all(len(sample.ids) > 5 for sample in expected[:4]), "or row 3 would be another sample"
+    with pytest.raises(NonFiniteError) as refused:
+        sample_tokens(source, range(8), settings, pace=pace)
+    said = str(refused.value)
+    assert "NaN or infinite for the token at position 5 of sample 3 in float32; nothing of it is kept" in said
+    assert "\n" not in said
+
+
+def test_logits_of_rows_that_have_ended_may_be_anything(neox):
+    """They are decoded along on a GPU, and cut off."""
+    source, settings = load(neox), SamplingSettings(max_length=40, seed=1)
+    expected = sample_tokens(source, range(6), settings)
+    first = min(range(6), key=lambda i: len(expected[i].ids))
+    end, head, n_calls = len(expected[first].ids), source.model.get_output_embeddings().forward, 0
+    assert end < 40
+
+    def broken_after_its_end(hidden):
+        nonlocal n_calls
+        n_calls += 1
+        logits = head(hidden)
+        if n_calls >= end:
+            logits[first] = float("nan")
+        return logits
+
+    source.model.get_output_embeddings().forward = broken_after_its_end
+    found = sample_tokens(source, range(6), settings, is_fixed=True)
+    assert [sample.ids.tolist() for sample in found] == [sample.ids.tolist() for sample in expected]
+
+
+def test_minus_infinity_is_a_token_that_cannot_come(neox):
+    """Some models mask the tokens that fill up their vocabulary."""
+    source = load(neox)
+    head = source.model.get_output_embeddings().forward
+    source.model.get_output_embeddings().forward = lambda hidden: head(hidden).index_fill(
+        -1, torch.arange(200, 300), -torch.inf
+    )
+    samples = sample_tokens(source, range(4), SamplingSettings(max_length=24, top_p=1.0))
+    assert all(
+        np.isfinite(sample.nll).all() and not ((sample.ids >= 200) & (sample.ids < 300)).any() for sample in samples
+    )

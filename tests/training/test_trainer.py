@@ -1,6 +1,8 @@
 """The laws of training: seeds do not see each other, and an interruption does not show."""
 
 import gc
+import os
+import signal
 import sys
 import types
 import weakref
@@ -11,9 +13,12 @@ import torch
 from host_reads import HostReads
 from safetensors.torch import load_file
 
+from sae_utils.errors import NonFiniteError
+from sae_utils.files import DamagedFileError
 from sae_utils.models import cut_after_, find_layers, load_trunk
 from sae_utils.sources.packing import Chunks
 from sae_utils.sparse_coders import SparseCoderConfig, TrainConfig
+from sae_utils.stopping import Stopped, stoppable
 from sae_utils.training.trainer import STATE_FILE, SaeTrainer
 
 
@@ -285,3 +290,101 @@ def test_steps_are_counted_one_by_one(neox, tmp_path):
     trainer._is_fitting = True
     with pytest.raises(AssertionError, match="step 2 after step 0"):
         trainer.global_step = 2
+
+
+# numbers that are none, and signals
+
+
+def break_at(trainer, step: int, value: float, *, layer: int = 1) -> None:
+    """Let a layer's output hold `value` from a batch on."""
+    module, n_calls = find_layers(trainer.model)[1][layer], 0
+
+    def spoil(module, inputs, output):
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls > step:
+            (output[0] if isinstance(output, tuple) else output)[0, 3, 5] = value
+        return output
+
+    module.register_forward_hook(spoil, prepend=True)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("read_back", "grad_acc"), [(1, 1), (10, 1), (1, 2)])
+def test_training_stops_at_the_first_activation_that_is_not_finite(neox, tmp_path, value, read_back, grad_acc):
+    """One NaN ends in every weight, and what is published looks finished; the last good checkpoint must stay."""
+    trainer = make_trainer(neox, tmp_path, grad_acc_steps=grad_acc)
+    trainer.read_back_steps = read_back
+    break_at(trainer, 8, value)
+    with pytest.raises(NonFiniteError) as refused:
+        train(trainer)
+    step = 8 // grad_acc + 1
+    where = f"after {step * grad_acc * 24:,} tokens (step {step}), in float32"
+    assert f"at {trainer.cfg.hookpoints[1]} are NaN or infinite {where}" in str(refused.value)
+    again = make_trainer(neox, tmp_path, grad_acc_steps=grad_acc)
+    again.load_state()
+    assert all(bool(torch.isfinite(value).all()) for value in weights(again).values())
+
+
+def test_a_loss_that_is_not_finite_names_the_sae(neox, tmp_path):
+    trainer = make_trainer(neox, tmp_path, lr=1e10)
+    with pytest.raises(
+        NonFiniteError, match=r"the loss of \S+/seed0 is (nan|inf) after .*on finite activations.*lower --lr"
+    ):
+        train(trainer)
+
+
+def test_weights_that_the_last_step_has_spoilt_are_not_taken_for_finished(neox, tmp_path):
+    """No loss shows what comes after the last one."""
+    trainer = make_trainer(neox, tmp_path)
+    end = trainer._read_back
+
+    def spoil_at_the_end() -> None:
+        end()
+        if trainer.global_step == 12:
+            next(iter(trainer.saes.values())).b_dec.data[0] = float("inf")
+
+    trainer._read_back = spoil_at_the_end
+    with pytest.raises(NonFiniteError, match=r"the weights of \S+ are NaN or infinite in the end"):
+        train(trainer)
+
+
+@pytest.mark.parametrize("grad_acc", [1, 2])
+def test_a_signal_ends_training_after_the_step_and_loses_none(neox, tmp_path, grad_acc):
+    """SIGTERM comes at any moment of a step: it is finished and kept, and the end is that of an unbroken run."""
+    options = {"grad_acc_steps": grad_acc, "save_every": 100}
+    unbroken = make_trainer(neox, tmp_path / "unbroken", **options)
+    losses = train(unbroken)
+    stopped = make_trainer(neox, tmp_path / "stopped", **options)
+    n_calls = 0
+
+    def send_in_the_fifth(module, inputs) -> None:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    find_layers(stopped.model)[1][0].register_forward_pre_hook(send_in_the_fifth)
+    with pytest.raises(Stopped) as end, stoppable():
+        train(stopped)
+    assert end.value.exit_code == 143
+    resumed = make_trainer(neox, tmp_path / "stopped", **options)
+    resumed.load_state()
+    assert resumed.global_step == {1: 5, 2: 6}[grad_acc]
+    losses_after = train(resumed)
+    assert losses_after == losses[-len(losses_after) :]
+    assert_equal(weights(resumed), weights(unbroken))
+
+
+def test_a_state_that_was_damaged_is_refused_by_name(neox, tmp_path):
+    trainer = make_trainer(neox, tmp_path)
+    trainer.global_step = 3
+    trainer.save_state()
+    (path,) = tmp_path.glob("state_*.pt")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(
+        DamagedFileError, match=rf"{path.name} is damaged .*; rm -r {tmp_path}, and the same command trains"
+    ):
+        make_trainer(neox, tmp_path).load_state()
