@@ -26,7 +26,8 @@ MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "o
 """What `$WANDB_MODE` may be, and means; `run` and `dryrun` are older names of W&B's."""
 
 ANSWER_LIMIT_SEC = 4.0
-"""Time in which W&B's server has to say who is logged in. It is asked twice; W&B itself gives up after 10 s in all."""
+"""Time in which W&B's server has to say who is logged in, in whole seconds. It is asked twice; after 10 s in all, W&B
+itself gives up."""
 
 MAX_PROJECT_CHARACTERS = 128
 
