@@ -12,9 +12,6 @@ MAY_DIFFER = {
     "generation.json": ("git_commit", "checksum"),  # of the checkout, in which somebody may work meanwhile
     "run.json": ("git_commit", "checksum"),
 }
-CHECKSUM = "checksum"
-"""Field of a record that is computed from all others, these included."""
-
 """By a file's name: fields that differ between two unbroken runs. Two such runs were compared byte by byte in the same
 places, and nothing else did: figures, pages and archives have no time stamps in them."""
 
@@ -42,7 +39,7 @@ def fingerprint(path: Path) -> str:
         try:
             record = json.loads(data)
             data = json.dumps(
-                {name: value for name, value in record.items() if name not in (*names, CHECKSUM)}
+                {name: value for name, value in record.items() if name not in names}
             ).encode()
         except (ValueError, AttributeError):
             pass  # damaged: all of it counts

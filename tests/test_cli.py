@@ -1,19 +1,27 @@
 """Both scripts as a user runs them, in-process, on small models in the working folder."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model, run_killed
+from conftest import edit_record, make_model, run_killed
 from datasets import Dataset
 
 import generate_datasets
 import train_sae
+from sae_utils import disk
+from sae_utils.files import checksum_files
+from sae_utils.generated_data import fingerprint_samples
+from sae_utils.sources import packs
 from sae_utils.sparse_coders import SparseCoder
+from sae_utils.training import machines
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = [
@@ -361,3 +369,161 @@ def test_importing_and_help_print_nothing_else():
         code = f"import {script}, sys; {script}.build_parser().format_help(); print('torch' in sys.modules)"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         assert re.fullmatch("False\n", done.stdout)
+
+
+# stopped, replaced, run again
+
+
+def times(*folders: str) -> dict[str, int]:
+    """When every file was last written."""
+    return {str(path): path.stat().st_mtime_ns for folder in folders for path in Path(folder).rglob("*")}
+
+
+def test_a_second_run_over_everything_finished_changes_no_time(tiny):
+    """Nor any byte: backups and build tools go by times."""
+    generate("--num_tokens", "2000")
+    argv = [*TRAIN, "--random_tokens", "300", "--export", "saelens"]
+    train_sae.main(argv)
+    before = times("datasets", "checkpoints", "results")
+    generate("--num_tokens", "2000")
+    train_sae.main(argv)
+    train_sae.main([*argv, "--eval_only"])
+    after = times("datasets", "checkpoints", "results")
+    folders = {path for path in after if Path(path).is_dir()}
+    assert {path: time for path, time in after.items() if path not in folders} == {
+        path: time for path, time in before.items() if path not in folders
+    }
+
+
+@pytest.mark.parametrize("moment", [2, 5, 8, 9, 10, 11])
+def test_overwrite_keeps_a_data_set_until_the_new_one_is_complete(tiny, moment):
+    """Days of sampling must not go because the machine went down in the first minute of the next."""
+    folder = generate("--n", "12")
+    old = all_bytes(folder)
+    new = all_bytes(generate("--n", "9", "--max_length", "30", "--output_dir", "new"))
+    argv = ["--models", "./tiny", "--quiet", "--n", "9", "--max_length", "30"]
+    if run_killed(generate_datasets.main, [*argv, "--overwrite"], moment):
+        assert all_bytes(folder) in (old, new) or not folder.exists()
+        generate_datasets.main(argv)  # goes on, without the flag
+    assert all_bytes(folder) == new
+    assert sorted(path.name for path in Path("datasets").iterdir()) == ["tiny_42_1.0_0.9"]
+
+
+@pytest.mark.parametrize("moment", [1, 4, 12, 20, 26, 27, 28, 29, 30, 31])
+def test_overwrite_keeps_saes_until_the_new_ones_are_complete(tiny, moment):
+    generate("--num_tokens", "1500")
+    train("--num_seeds", "2")
+    old = {seed: compared(Path(f"checkpoints/tiny_from_tiny_seed_{seed}")) for seed in (0, 1)}
+    train("--num_seeds", "2", "--k", "5", "--checkpoint_dir", "new")
+    new = {seed: compared(Path(f"new/tiny_from_tiny_seed_{seed}")) for seed in (0, 1)}
+    argv = [*TRAIN, "--train_only", "--k", "5"]
+    if run_killed(train_sae.main, [*argv, "--overwrite"], moment):
+        for seed in (0, 1):
+            folder = Path(f"checkpoints/tiny_from_tiny_seed_{seed}")
+            kept = folder if folder.exists() else Path(f"checkpoints/tiny_from_tiny.unfinished/previous/{folder.name}")
+            assert compared(kept) in (old[seed], new[seed])
+        train_sae.main(argv)
+    assert {seed: compared(Path(f"checkpoints/tiny_from_tiny_seed_{seed}")) for seed in (0, 1)} == new
+    assert not list(Path("checkpoints").glob("*tiny.unfinished"))
+
+
+def test_overwrite_that_cannot_begin_removes_nothing(tiny, capsys):
+    """A wrong flag, or a model that is gone, is found before."""
+    generate("--num_tokens", "1500")
+    train()
+    before = all_bytes(Path("checkpoints"))
+    for flags in (["--layers", "9"], ["--ctx_len", "4000"], ["--source_models", "nowhere"], ["--lr", "inf"]):
+        refused(capsys, train_sae.main, [*TRAIN, "--overwrite", *flags])
+    assert all_bytes(Path("checkpoints")) == before
+
+
+@pytest.mark.parametrize("where", ["datasets/tiny_42_1.0_0.9", "datasets/tiny_42_1.0_0.9.unfinished"])
+def test_folders_of_others_are_not_thrown_away_by_overwrite(tiny, capsys, where):
+    Path(where).mkdir(parents=True)
+    (Path(where) / "thesis.tex").write_text("mine")
+    argv = ["--models", "./tiny", "--max_length", "40", "--n", "5", "--quiet", "--overwrite"]
+    assert f"{where} exists and has no" in refused(capsys, generate_datasets.main, argv)
+    assert (Path(where) / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_signal_ends_a_script_in_one_line_and_the_same_command_goes_on(tiny, signum, code):
+    generate("--num_tokens", "30000")
+    train("--num_seeds", "1")
+    argv = [*TRAIN, "--num_seeds", "1", "--train_only", "--checkpoint_dir", "stopped", "--save_every", "100000"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train_sae.py"), *argv], stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+    while not list(Path("stopped").glob("*.unfinished/*/metrics.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signum)
+    error = process.communicate()[1]
+    assert (process.returncode, error) == (code, "stopped; the same command goes on from the last checkpoint\n")
+    assert list(Path("stopped").rglob("state.json")), "the step was kept"
+    train_sae.main(argv)
+    name = "tiny_from_tiny_seed_0"
+    assert compared(Path("stopped") / name) == compared(Path("checkpoints") / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["generate_datasets.py", "train_sae.py"])
+def test_under_torchrun_one_process_says_what_is_wrong(tiny, script):
+    """As many tracebacks as GPUs hide the line that counts."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
+    flags = [*TRAIN] if script == "train_sae.py" else ["--models", "./nowhere", "--quiet"]
+    done = subprocess.run([*command, str(ROOT / script), *flags], capture_output=True, text=True, env=os.environ)
+    assert done.returncode != 0
+    assert done.stderr.count(f"{script}: error: ") == 1
+    assert "exitcode  : 2" in done.stderr
+    assert "most recent call last" not in done.stderr.split("ChildFailedError")[0].split(f"{script}: error:")[0]
+
+
+@pytest.mark.slow
+def test_whoever_reads_may_leave(tiny):
+    """`| head` has seen enough: no traceback."""
+    command = f"{sys.executable} {ROOT / 'generate_datasets.py'} --models ./tiny --dry_run --max_length 40 | true"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, env=os.environ)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_ids_that_the_target_does_not_know_are_refused(tiny, capsys):
+    """On a GPU they end the process with an assertion of the driver's."""
+    folder = generate("--num_tokens", "2000")
+    samples = Dataset.load_from_disk(str(folder))
+    record = json.loads((folder / "generation.json").read_text())
+    wrong = samples.map(lambda row: row | {"input_ids": [min(each + 250, 10**6) for each in row["input_ids"]]})
+    for name in record["checksums"]:
+        (folder / name).unlink()
+    Dataset(wrong.data, info=samples.info).save_to_disk(str(folder))
+    names = [path.name for path in folder.iterdir() if path.name != "generation.json"]
+    edit_record(
+        folder / "generation.json", fingerprint=fingerprint_samples(wrong), checksums=checksum_files(folder, names)
+    )
+    error = refused(capsys, train_sae.main, TRAIN)
+    assert "has token ids from 250 to" in error and "the target knows 0 .. 319" in error
+
+
+def test_read_only_data_sets_are_packed_elsewhere(tiny, monkeypatch, capsys):
+    """They may be shared by a group, and only one may write them."""
+    generate("--num_tokens", "2000")
+    monkeypatch.setattr(packs, "is_writable", lambda folder: "datasets" not in folder.parts)
+    train_sae.main([flag for flag in [*TRAIN, "--train_only"] if flag != "--quiet"])
+    assert not Path("datasets/.packed").exists()
+    assert len(list(Path("checkpoints/.packed").glob("*.npy"))) == 1
+    assert "datasets cannot be written, so packed sequences go to checkpoints/.packed" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_refused_with_what_is_needed_and_free(tiny, monkeypatch, capsys):
+    """Nothing is loaded or sampled that could not be finished."""
+    folder = generate("--num_tokens", "2000")
+    monkeypatch.setattr(machines, "free_bytes", lambda device: 10_000)
+    error = refused(capsys, train_sae.main, [*TRAIN, "--dry_run"])
+    assert "one SAE of 48 latents beside the model needs about 0.00 GB of memory on cpu, and 0.00 GB are free" in error
+    monkeypatch.undo()
+    monkeypatch.setattr(disk, "free_disk_bytes", lambda folder: 1000)
+    sample = ["--models", "./tiny", "--num_tokens", "9000", "--max_length", "40"]
+    for main, argv in ((train_sae.main, TRAIN), (generate_datasets.main, sample)):
+        assert "is full: " in refused(capsys, main, [*argv, "--quiet"])
+    assert folder.exists() and not Path("checkpoints").exists()

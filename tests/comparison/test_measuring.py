@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import load, run_killed
 from grid_files import (
     COMPARE,
@@ -18,6 +19,7 @@ from grid_files import (
     SEEDS,
     SOURCES,
     arrays,
+    change_tensors,
     change_weights,
     compare_all,
     everything,
@@ -26,6 +28,7 @@ from grid_files import (
     metrics,
     sae_of,
     sae_record,
+    settings,
 )
 from test_cli import TRAIN, refused
 from test_results import numbers_in, rows_of
@@ -33,6 +36,11 @@ from test_results import numbers_in, rows_of
 import train_sae
 from sae_utils.comparison import features as feature_step
 from sae_utils.comparison import groups, measuring, pairs
+from sae_utils.comparison.groups import group_saes
+from sae_utils.comparison.measuring import measure, read_known
+from sae_utils.comparison.pairs import match_seeds
+from sae_utils.comparison.trained import find_all_trained
+from sae_utils.comparison.whereabouts import find_sources_of
 from sae_utils.evaluation.random_tokens import known_ids, measure_random_firing, random_sequences
 from sae_utils.evaluation.reconstruction import measure_reconstruction
 from sae_utils.evaluation.splicing import measure_splices
@@ -290,4 +298,87 @@ def test_saes_held_a_few_at_a_time_give_the_same_numbers(grid, monkeypatch, call
     monkeypatch.setattr(groups, "free_bytes", lambda device: 16_000)  # two of 6,400 bytes fit 85 % of it
     compare_all()
     assert {len(keys) for step, *keys in calls if keys} == {1, 2}
+    assert everything() == before
+
+
+# what is wrong with some, and others at the same time
+
+
+@pytest.mark.parametrize("kind", ["weights", "reconstructions"])
+def test_an_sae_that_has_diverged_is_shown_as_such_and_blocks_nothing(grid, kind, capsys):
+    """Earlier versions published those; every other number must be as without it."""
+    before = metrics()
+    value = float("nan") if kind == "weights" else 3e38
+    change_tensors("tiny", 0, 1, lambda tensor: torch.full_like(tensor, value))
+    capsys.readouterr()
+    train_sae.main(EVAL_ONLY)
+    said = capsys.readouterr()
+    assert "checkpoints/tiny_from_tiny_seed_1/layers.0 has diverged" in said.err
+    (row,) = [line for line in said.out.splitlines() if "diverged" in line]
+    assert "tiny_from_tiny_seed_1/layers.0" in row
+    found = metrics()
+    for old, new in zip(before["saes"], found["saes"], strict=True):
+        if (new["source"], new["layer"], new["seed"]) == ("tiny", 0, 1):
+            assert new["is_diverged"] and new["evaluations"] == [] and new["random_tokens"] is None
+        else:
+            assert new == old
+    lost = [pair for pair in before["pairs"] if pair not in found["pairs"]]
+    assert {(pair["source"], pair["layer"]) for pair in lost} == {("tiny", 0)} and len(lost) == 2
+    assert all(1 in (pair["seed"], pair["seed_b"]) for pair in lost)
+    page = Path("results/report.html").read_text()
+    said = "Diverged in training (NaN or infinity), and left out of every number"
+    assert f"{said}: layer 0, trained on tiny, seed 1" in page
+
+
+@pytest.mark.parametrize("file", ["run.json", "layers.1/sae.safetensors", "layers.0/cfg.json", "metrics.jsonl"])
+def test_a_damaged_folder_is_named_and_left_out_and_the_others_are_measured(grid, file, capsys):
+    shutil.rmtree("results")
+    path = Path("checkpoints/tiny_from_other_seed_1") / file
+    path.write_bytes(path.read_bytes()[:-20])
+    error = refused(capsys, train_sae.main, EVAL_ONLY)
+    assert f"left out, all others are measured: {path} is damaged" in error
+    assert len(metrics()["saes"]) == 10
+    assert Path("results/report.html").exists()
+
+
+def test_runs_that_share_a_results_folder_add_to_it(grid):
+    """Two trainings of other targets end at the same time: the later one knew nothing of what the other wrote."""
+    expected = metrics()
+    shutil.rmtree("results")
+    saes = find_all_trained(Path("checkpoints"))[0]
+    halves = [[sae for sae in saes if sae.key[1] == source] for source in SOURCES]
+    sources = find_sources_of(saes, settings().where)
+    known = [read_known(Path("results"), half, sources) for half in halves]  # both begin with nothing
+    for half, results in zip(halves, known, strict=True):
+        for group in group_saes(half, sources, settings()):
+            measure(group, results)
+            match_seeds(group.saes, results, torch.device("cpu"))
+        results.save()
+    found = metrics()
+    assert {name: found[name] for name in ("saes", "pairs", "datasets")} == {
+        name: expected[name] for name in ("saes", "pairs", "datasets")
+    }
+
+
+@pytest.mark.parametrize("name", ["report.html", "metrics.csv", "metrics.json", "figures/mine.png"])
+def test_files_of_others_are_left_alone_and_said_before_anything_is_trained(grid, name, capsys):
+    shutil.rmtree("results")
+    path = Path("results") / name
+    path.parent.mkdir(parents=True)
+    path.write_text("my own report")
+    error = refused(capsys, train_sae.main, [*TRAIN, *COMPARE, "--checkpoint_dir", "others"])
+    assert str(path if path.parent.name == "results" else path.parent) in error
+    assert path.read_text() == "my own report" and not Path("others").exists()
+
+
+@pytest.mark.parametrize("kind", ["npz", "features.json"])
+def test_damaged_details_are_named_with_what_makes_them_again(grid, kind, capsys):
+    before = everything()
+    path = next(DETAILS.glob(f"tiny_from_tiny_layers.0.{kind}"))
+    path.write_bytes(path.read_bytes()[:-40])
+    Path("results/report.json").unlink()
+    error = refused(capsys, train_sae.main, EVAL_ONLY)
+    assert f"{path} is damaged" in error and f"rm {path}" in error
+    path.unlink()
+    train_sae.main(EVAL_ONLY)
     assert everything() == before
