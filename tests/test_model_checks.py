@@ -31,6 +31,10 @@ from sae_utils.models import check_model, check_trunk, load_causal_lm, load_conf
 
 CPU, FLOAT32 = torch.device("cpu"), torch.float32
 
+SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+SHAPE |= {"vocab_size": 300, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+COMPOSITES = ("gemma3", "llava", "clip")
+
 Change = Callable[[Path], object]
 """What is done to a model's folder."""
 
@@ -78,8 +82,10 @@ def with_layer_again(name: str, other: str) -> Change:
 
 
 def with_kind(kind: str, **fields) -> Change:
-    """The configuration of another family, as transformers saves it."""
-    return lambda folder: AutoConfig.for_model(kind, **fields).save_pretrained(folder)
+    """The configuration of another family, as transformers saves it, small in case it is not refused."""
+    shape = {size: SHAPE[size] for size in model_checks.SIZES}
+    shape = {f"{part}_config": shape for part in ("text", "vision")} if kind in COMPOSITES else shape
+    return lambda folder: AutoConfig.for_model(kind, **(shape | fields)).save_pretrained(folder)
 
 
 def with_vocabulary(**fields) -> Change:
@@ -100,8 +106,6 @@ def with_larger_tokenizer(folder: Path) -> None:
 # the fit ones
 
 
-SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
-SHAPE |= {"vocab_size": 300, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 GROUPED = {"num_key_value_heads": 2}
 FAMILIES = {
     "gpt_neox": {},
@@ -447,14 +451,15 @@ UNFIT = {
         f"a {kind}": ("neox", with_kind(kind), words)
         for words, kinds in {
             "is an encoder-decoder": ("bart", "t5", "whisper"),
-            "is made of several models": ("gemma3", "llava", "clip"),
+            "is made of several models": COMPOSITES,
             "has no head that predicts the next token": ("vit", "distilbert"),
             "keeps a state in place of keys and values": ("mamba", "rwkv", "recurrent_gemma", "jamba", "qwen3_next"),
-            "lets tokens see those behind them": ("xlnet", "big_bird", "reformer"),
+            "lets tokens see those behind them": ("big_bird", "reformer"),
             "with this config.json tokens see those behind them": ("bert", "roberta", "electra"),
         }.items()
         for kind in kinds
     },
+    "an xlnet": ("neox", with_kind("xlnet", d_head=4), "lets tokens see those behind them"),
     "a Gemma that embeds texts": (
         "neox",
         with_kind("gemma3_text", use_bidirectional_attention=True),
@@ -480,7 +485,9 @@ def test_unfit_model_is_one_line_before_another_is_sampled(tiny, case, request, 
     """
     message = make_bad(case, request)
     capsys.readouterr()
-    assert message in refused(capsys, generate_datasets.main, ["--models", "./tiny", "./bad", "--n", "2", "--quiet"])
+    assert message in refused(
+        capsys, generate_datasets.main, ["--models", "./tiny", "./bad", "--n", "2", "--max_length", "8", "--quiet"]
+    )
     assert not Path("datasets").exists()
     with pytest.raises(InputError):
         load_causal_lm("bad", CPU, FLOAT32)
@@ -520,7 +527,9 @@ def test_model_without_a_common_cache_is_not_sampled_from(kind, fields, capsys):
     make_family(kind, Path("bad"), **fields)
     capsys.readouterr()
     message = "model 'bad' cannot be sampled from: "
-    assert message in refused(capsys, generate_datasets.main, ["--models", "./bad", "--n", "2", "--quiet"])
+    assert message in refused(
+        capsys, generate_datasets.main, ["--models", "./bad", "--n", "2", "--max_length", "8", "--quiet"]
+    )
 
 
 def test_weights_are_not_read_to_plan(neox, tmp_path, monkeypatch):
