@@ -26,8 +26,11 @@ import generate_datasets
 import train_sae
 from sae_utils import model_checks
 from sae_utils.errors import InputError
+from sae_utils.expansion import DictionarySize
 from sae_utils.model_checks import check_loaded, check_sampling, check_tokenizer
-from sae_utils.models import check_model, check_trunk, load_causal_lm, load_config, load_tokenizer, load_trunk
+from sae_utils.models import check_model, load_causal_lm, load_config, load_tokenizer, load_trunk
+from sae_utils.training.grid import find_targets
+from sae_utils.training.settings import TrainingSettings
 
 CPU, FLOAT32 = torch.device("cpu"), torch.float32
 
@@ -210,7 +213,8 @@ def test_head_alone_is_enough_for_a_tied_model_and_not_for_its_trunk():
     with_weights(lambda held: {name.replace("model.embed_tokens", "lm_head"): held[name] for name in held})(folder)
     load_causal_lm(str(folder), CPU, FLOAT32)
     with pytest.raises(InputError, match=r"1 missing \(embed_tokens.weight\)"):
-        check_trunk(load_config(str(folder)), str(folder))
+        settings = TrainingSettings(layers=(0,), k=4, ctx_len=32)
+        find_targets([str(folder)], DictionarySize(num_latents=48), settings, FLOAT32, is_on_gpu=False)
 
 
 def test_trunk_needs_no_head(llama, tmp_path):
@@ -262,6 +266,7 @@ def after(*changes: Change) -> Change:
         with_file("pytorch_model.bin", LFS_POINTER),  # what is not read may be anything
         without("generation_config.json"),
         with_config(auto_map=HUB_CODE),  # Falcon, MPT: transformers has their code by now
+        with_json("tokenizer_config.json", tokenizer_class="Own", auto_map={"AutoTokenizer": ["own.Own", None]}),
         with_config(bos_token_id=None),
         without("tokenizer_config.json"),
     ],
