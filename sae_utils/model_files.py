@@ -222,7 +222,7 @@ def _unread(reference: str, part: str, reason: str) -> str:
     if not folder.is_dir():
         return (
             f"model {reference!r} could not be loaded; looked in {folder.absolute()} and the Hugging Face hub; to use "
-            f"a local copy, give the path of a folder made with save_pretrained ({reason})"
+            f"a local copy, give the path of a folder made with save_pretrained ({part}: {reason})"
         )
     if part == TOKENIZER and not (folder / "tokenizer.json").is_file():
         reason += "; there is no tokenizer.json"

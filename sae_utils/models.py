@@ -102,12 +102,13 @@ def check_model(reference: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBa
     Raises:
         InputError: If it is missing, damaged, or no causal language model; see `sae_utils/model_checks.py`.
     """
-    config, tokenizer = load_config(reference), load_tokenizer(reference)
-    check_tokenizer(tokenizer, config.vocab_size, reference)
+    config = load_config(reference)
     generation = Path(reference) / "generation_config.json"
     if generation.is_file():
         check_eos(read_object(generation, reference).get("eos_token_id"), reference)
     _check_weights(AutoModelForCausalLM, config, reference)
+    tokenizer = load_tokenizer(reference)
+    check_tokenizer(tokenizer, config.vocab_size, reference)
     return config, tokenizer
 
 

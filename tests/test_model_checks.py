@@ -26,10 +26,17 @@ import generate_datasets
 import train_sae
 from sae_utils import model_checks
 from sae_utils.errors import InputError
+from sae_utils.expansion import DictionarySize
 from sae_utils.model_checks import check_loaded, check_sampling, check_tokenizer
-from sae_utils.models import check_model, check_trunk, load_causal_lm, load_config, load_tokenizer, load_trunk
+from sae_utils.models import check_model, load_causal_lm, load_config, load_tokenizer, load_trunk
+from sae_utils.training.grid import find_targets
+from sae_utils.training.settings import TrainingSettings
 
 CPU, FLOAT32 = torch.device("cpu"), torch.float32
+
+SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+SHAPE |= {"vocab_size": 300, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+COMPOSITES = ("gemma3", "llava", "clip")
 
 Change = Callable[[Path], object]
 """What is done to a model's folder."""
@@ -78,8 +85,10 @@ def with_layer_again(name: str, other: str) -> Change:
 
 
 def with_kind(kind: str, **fields) -> Change:
-    """The configuration of another family, as transformers saves it."""
-    return lambda folder: AutoConfig.for_model(kind, **fields).save_pretrained(folder)
+    """The configuration of another family, as transformers saves it, small in case it is not refused."""
+    shape = {size: SHAPE[size] for size in model_checks.SIZES}
+    shape = {f"{part}_config": shape for part in ("text", "vision")} if kind in COMPOSITES else shape
+    return lambda folder: AutoConfig.for_model(kind, **(shape | fields)).save_pretrained(folder)
 
 
 def with_vocabulary(**fields) -> Change:
@@ -100,8 +109,6 @@ def with_larger_tokenizer(folder: Path) -> None:
 # the fit ones
 
 
-SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
-SHAPE |= {"vocab_size": 300, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 GROUPED = {"num_key_value_heads": 2}
 FAMILIES = {
     "gpt_neox": {},
@@ -206,7 +213,8 @@ def test_head_alone_is_enough_for_a_tied_model_and_not_for_its_trunk():
     with_weights(lambda held: {name.replace("model.embed_tokens", "lm_head"): held[name] for name in held})(folder)
     load_causal_lm(str(folder), CPU, FLOAT32)
     with pytest.raises(InputError, match=r"1 missing \(embed_tokens.weight\)"):
-        check_trunk(load_config(str(folder)), str(folder))
+        settings = TrainingSettings(layers=(0,), k=4, ctx_len=32)
+        find_targets([str(folder)], DictionarySize(num_latents=48), settings, FLOAT32, is_on_gpu=False)
 
 
 def test_trunk_needs_no_head(llama, tmp_path):
@@ -258,6 +266,7 @@ def after(*changes: Change) -> Change:
         with_file("pytorch_model.bin", LFS_POINTER),  # what is not read may be anything
         without("generation_config.json"),
         with_config(auto_map=HUB_CODE),  # Falcon, MPT: transformers has their code by now
+        with_json("tokenizer_config.json", tokenizer_class="Own", auto_map={"AutoTokenizer": ["own.Own", None]}),
         with_config(bos_token_id=None),
         without("tokenizer_config.json"),
     ],
@@ -447,14 +456,15 @@ UNFIT = {
         f"a {kind}": ("neox", with_kind(kind), words)
         for words, kinds in {
             "is an encoder-decoder": ("bart", "t5", "whisper"),
-            "is made of several models": ("gemma3", "llava", "clip"),
+            "is made of several models": COMPOSITES,
             "has no head that predicts the next token": ("vit", "distilbert"),
             "keeps a state in place of keys and values": ("mamba", "rwkv", "recurrent_gemma", "jamba", "qwen3_next"),
-            "lets tokens see those behind them": ("xlnet", "big_bird", "reformer"),
+            "lets tokens see those behind them": ("big_bird", "reformer"),
             "with this config.json tokens see those behind them": ("bert", "roberta", "electra"),
         }.items()
         for kind in kinds
     },
+    "an xlnet": ("neox", with_kind("xlnet", d_head=4), "lets tokens see those behind them"),
     "a Gemma that embeds texts": (
         "neox",
         with_kind("gemma3_text", use_bidirectional_attention=True),
@@ -480,7 +490,9 @@ def test_unfit_model_is_one_line_before_another_is_sampled(tiny, case, request, 
     """
     message = make_bad(case, request)
     capsys.readouterr()
-    assert message in refused(capsys, generate_datasets.main, ["--models", "./tiny", "./bad", "--n", "2", "--quiet"])
+    assert message in refused(
+        capsys, generate_datasets.main, ["--models", "./tiny", "./bad", "--n", "2", "--max_length", "8", "--quiet"]
+    )
     assert not Path("datasets").exists()
     with pytest.raises(InputError):
         load_causal_lm("bad", CPU, FLOAT32)
@@ -520,7 +532,9 @@ def test_model_without_a_common_cache_is_not_sampled_from(kind, fields, capsys):
     make_family(kind, Path("bad"), **fields)
     capsys.readouterr()
     message = "model 'bad' cannot be sampled from: "
-    assert message in refused(capsys, generate_datasets.main, ["--models", "./bad", "--n", "2", "--quiet"])
+    assert message in refused(
+        capsys, generate_datasets.main, ["--models", "./bad", "--n", "2", "--max_length", "8", "--quiet"]
+    )
 
 
 def test_weights_are_not_read_to_plan(neox, tmp_path, monkeypatch):

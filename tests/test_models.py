@@ -16,11 +16,17 @@ from sae_utils.models import (
     find_layers,
     fingerprint_model,
     fingerprint_tokenizer,
+    fingerprint_trunk,
+    load_causal_lm,
     load_config,
+    load_tokenizer,
     load_trunk,
     resolve_reference,
     skip_masks_,
 )
+from sae_utils.training.cells import Cell, Target
+from sae_utils.training.loop import load_target
+from sae_utils.training.settings import TrainingSettings
 
 
 @pytest.mark.parametrize(("kind", "name"), [("neox", "layers"), ("llama", "layers"), ("gpt2", "h")])
@@ -97,6 +103,25 @@ def test_missing_model_is_one_line_that_says_where_it_looked():
         resolve_reference("./nothing")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("weights.bin", r"'weights.bin' is not a model folder: .*weights.bin is a file; give a folder"),
+        ("./weights.bin", r"'./weights.bin' is not a model folder: .*weights.bin is a file"),
+        ("empty", r"'empty' is not a model folder: .*empty has no config.json"),
+        ("", r"'' is not a model folder: "),
+        ("~nobody_of_this_name/model", r"is not a model folder: .*nobody_of_this_name/model has no config.json"),
+        ("a/b/c", r"'a/b/c' is not a model folder: "),
+    ],
+)
+def test_what_can_be_no_model_is_refused_without_asking_the_hub(name, message):
+    """Without a network, its answer takes half a minute to fail to come."""
+    Path("weights.bin").touch()
+    Path("empty").mkdir()
+    with pytest.raises(MissingInputError, match=message):
+        resolve_reference(name)
+
+
 def test_eos_stands_for_bos_only_where_it_did_in_training(gpt2):
     source = load(gpt2)
     assert source.tokenizer.bos_token_id is None
@@ -119,6 +144,21 @@ def test_model_fingerprint_sees_weights_and_nothing_else(tmp_path, neox):
     original = fingerprint_model(load(neox).model)
     assert original == fingerprint_model(same.model)
     assert original != fingerprint_model(other.model)
+
+
+@pytest.mark.parametrize("kind", ["neox", "llama", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_whole_model_has_the_fingerprint_of_what_training_took_of_it(kind, dtype, request):
+    """Else SAEs would be measured on a model that is not the one they were trained on, or never on any."""
+    folder = str(request.getfixturevalue(kind))
+    whole = load_causal_lm(folder, torch.device("cpu"), dtype).model
+    before = fingerprint_model(whole)
+    for last_layer in (0, 1):
+        target = Target(folder, dtype, load_tokenizer(folder), d_model=16, n_latents=48, trunk_bytes=0)
+        cell = Cell(target, None, None, TrainingSettings(layers=tuple(range(last_layer + 1))), None)
+        assert fingerprint_trunk(whole, last_layer) == fingerprint_model(load_target(cell, torch.device("cpu")))
+    assert fingerprint_trunk(whole, 0) != fingerprint_trunk(whole, 1)
+    assert fingerprint_model(whole) == before, "the model is whole again"
 
 
 def test_tokenizers_are_compared_by_content(tmp_path, neox, llama):
