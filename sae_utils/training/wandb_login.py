@@ -249,6 +249,7 @@ def stop_service() -> None:
     try:
         wandb.teardown()
     except Exception as err:  # noqa: BLE001  a service that has died, in whatever way
+        wandb.run = None  # W&B takes what the process was recording for a run that goes on
         logger.debug("W&B's process had ended: %s", one_line(err))
 
 

@@ -1,22 +1,43 @@
 import json
 import time
+from pathlib import Path
 
+import psutil
 import pytest
+from test_cli import TRAIN, generate
 from wandb.proto import wandb_internal_pb2
+from wandb_server import deaf_port, log_in, logged_in, warnings_of
 
-from sae_utils.training.tracking import Tracker, choose_wandb_mode
+import train_sae
+from sae_utils.training import wandb_login, wandb_runs
+from sae_utils.training.tracking import Tracker
+from sae_utils.training.wandb_login import Tracking, stop_service
+
+
+@pytest.fixture(autouse=True)
+def own_service():
+    """W&B reads its variables once per process of its own."""
+    yield
+    stop_service()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server and a login, and little patience."""
+    monkeypatch.setattr(wandb_runs, "FINISH_LIMIT_SEC", 1.0)
+    with logged_in(monkeypatch) as server:
+        yield server
 
 
 def start(folder, mode="disabled", from_tokens=0, **changes) -> Tracker:
     settings = {
-        "project": "sae-training",
-        "entity": "team",
+        "tracking": Tracking(mode, "sae-training", "team"),
         "group": "pythia-1.4b",
         "name": "a_from_b",
         "tags": ["k:32"],
         "config": {"k": 32},
     }
-    tracker = Tracker(folder=folder, mode=mode, **(settings | changes))
+    tracker = Tracker(folder=folder, **(settings | changes))
     tracker.write_to(folder, from_tokens)
     return tracker
 
@@ -46,29 +67,59 @@ def test_a_resumed_run_has_every_step_once(tmp_path):
     assert lines(tmp_path) == [{"tokens": 100, "fvu": 0.1}, {"tokens": 200, "fvu": 0.2}, {"tokens": 300, "fvu": 0.9}]
 
 
-def test_auto_mode_is_offline_without_a_login(monkeypatch, caplog):
-    """Nobody to ask on a cluster: the run must neither wait for a key nor fail."""
-    monkeypatch.delenv("WANDB_MODE")
-    with caplog.at_level("INFO", logger="sae_utils"):
-        assert choose_wandb_mode("auto") == "offline"
-    assert "no login found" in caplog.text
+def test_a_server_that_goes_away_costs_no_step(tmp_path, server, caplog):
+    """The end of the run waits for it, but not for long, and later runs do not ask for it at all."""
+    tracker = start(tmp_path, mode="online")
+    tracker.log(100, {"fvu": 0.5})
+    server.go_away()
+    tracker.log(200, {"fvu": 0.4})
+    tracker.summarise({"eval/fvu": 0.4})
+    tracker.close()
+    assert lines(tmp_path) == [{"tokens": 100, "fvu": 0.5}, {"tokens": 200, "fvu": 0.4}]
+    (line,) = warnings_of(caplog)
+    folder = Path(line.split("`wandb sync --include-online ")[1].rstrip("`"))
+    assert "did not take the rest of the run in time" in line and list(folder.glob("run-*.wandb"))
+    assert tracker.tracking == Tracking("offline", "sae-training", "team", has_fallen_back=True)
 
 
-@pytest.mark.parametrize("given", ["online", "offline", "disabled"])
-def test_a_given_mode_is_taken(given):
-    assert choose_wandb_mode(given) == given
+def test_a_process_of_wandb_that_dies_costs_no_step(tmp_path, server, caplog):
+    """It is killed where memory runs out, as the largest or the last; every call to it fails from then on."""
+    tracker = start(tmp_path / "one", mode="online")
+    tracker.log(100, {"fvu": 0.5})
+    kill_service()
+    for n_tokens in (200, 300):
+        tracker.log(n_tokens, {"fvu": 0.4})
+    tracker.close()
+    assert [line["tokens"] for line in lines(tmp_path / "one")] == [100, 200, 300]
+    (line,) = warnings_of(caplog)
+    assert "its process failed (" in line
+    again = start(tmp_path / "two", tracking=tracker.tracking)
+    again.log(100, {"fvu": 0.5})
+    again.close()
+    about = json.loads((tmp_path / "two" / "wandb.json").read_text())
+    assert about["id"] in server.sent and len(warnings_of(caplog)) == 1, "the next run has a process of its own"
 
 
-def test_environment_decides_in_auto_mode(monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    assert choose_wandb_mode("auto") == "offline"
+def kill_service() -> None:
+    """Kill the process that sends what runs record."""
+    (service,) = [each for each in psutil.Process().children() if each.name() == "wandb-core"]
+    service.kill()
+    service.wait()
+    time.sleep(0.2)  # until this process's end of the connection knows
 
 
-def test_netrc_counts_as_a_login(monkeypatch, tmp_path):
-    monkeypatch.delenv("WANDB_MODE")
-    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password 0123456789")
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert choose_wandb_mode("auto") == "online"
+@pytest.mark.slow
+def test_training_goes_on_without_the_server(tiny, monkeypatch, capsys):
+    """A key on a node without a network, which is how most clusters are: from the first line to the last."""
+    monkeypatch.setattr(wandb_login, "ANSWER_LIMIT_SEC", 1.0)
+    generate("--num_tokens", "2000")
+    with deaf_port(listens=False) as url:
+        log_in(monkeypatch, url)
+        train_sae.main([*TRAIN, "--random_tokens", "500"])
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "runs are recorded offline" in error
+    assert len(list(Path("wandb").glob("offline-run-*"))) == 2, "training, and the comparison"
+    assert Path("results/report.html").exists()
 
 
 @pytest.mark.slow

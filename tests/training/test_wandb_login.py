@@ -15,7 +15,7 @@ from sae_utils.training.wandb_login import Tracking, find_tracking
 
 LOGIN_FAULTS = {
     "nobody listens": "connection refused",
-    "accepts and never answers": "deadline exceeded",
+    "accepts and never answers": "exceeded",
     "refuses the key": "user is not logged in",
     "knows no such account": "did not recognize an account",
     "is broken": "HTTP 500",

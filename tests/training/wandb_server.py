@@ -114,7 +114,8 @@ def refusal(status: int, message: str) -> Callable[[], Answer]:
 
 @contextlib.contextmanager
 def logged_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    """A server, and a login there; W&B's process is ended with it."""
+    """A server, and a login there, for a process of W&B's that knows of no other; it is ended with them."""
+    stop_service()
     server = WandbServer()
     log_in(monkeypatch, server.url)
     yield server
