@@ -38,9 +38,7 @@ def fingerprint(path: Path) -> str:
     if names := MAY_DIFFER.get(path.name):
         try:
             record = json.loads(data)
-            data = json.dumps(
-                {name: value for name, value in record.items() if name not in names}
-            ).encode()
+            data = json.dumps({name: value for name, value in record.items() if name not in names}).encode()
         except (ValueError, AttributeError):
             pass  # damaged: all of it counts
     return hashlib.sha256(data).hexdigest()[:16]
