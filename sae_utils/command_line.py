@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -119,11 +120,9 @@ def run_script(
 
 def _is_unread(stream: TextIO) -> bool:
     """Whether nobody reads a stream any more."""
-    try:
-        stream.flush()
-    except BrokenPipeError:
-        return True
-    return False
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _exit(code: int, message: str) -> None:

@@ -400,11 +400,14 @@ def test_overwrite_keeps_a_data_set_until_the_new_one_is_complete(tiny, moment):
     """Days of sampling must not go because the machine went down in the first minute of the next."""
     folder = generate("--n", "12")
     old = all_bytes(folder)
-    new = all_bytes(generate("--n", "9", "--max_length", "30", "--output_dir", "new"))
+    generate("--n", "9", "--max_length", "30", "--output_dir", "new")
+    new = all_bytes(Path("new") / folder.name)
     argv = ["--models", "./tiny", "--quiet", "--n", "9", "--max_length", "30"]
     if run_killed(generate_datasets.main, [*argv, "--overwrite"], moment):
-        assert all_bytes(folder) in (old, new) or not folder.exists()
-        generate_datasets.main(argv)  # goes on, without the flag
+        work = Path("datasets/tiny_42_1.0_0.9.unfinished")
+        assert all_bytes(folder) in (old, new) or (not folder.exists() and all_bytes(work / "previous") == old)
+        is_begun = (work / "settings.json").exists()
+        generate_datasets.main(argv if is_begun else [*argv, "--overwrite"])  # goes on, without the flag
     assert all_bytes(folder) == new
     assert sorted(path.name for path in Path("datasets").iterdir()) == ["tiny_42_1.0_0.9"]
 
@@ -422,7 +425,8 @@ def test_overwrite_keeps_saes_until_the_new_ones_are_complete(tiny, moment):
             folder = Path(f"checkpoints/tiny_from_tiny_seed_{seed}")
             kept = folder if folder.exists() else Path(f"checkpoints/tiny_from_tiny.unfinished/previous/{folder.name}")
             assert compared(kept) in (old[seed], new[seed])
-        train_sae.main(argv)
+        is_begun = Path("checkpoints/tiny_from_tiny.unfinished/settings.json").exists()
+        train_sae.main(argv if is_begun else [*argv, "--overwrite"])
     assert {seed: compared(Path(f"checkpoints/tiny_from_tiny_seed_{seed}")) for seed in (0, 1)} == new
     assert not list(Path("checkpoints").glob("*tiny.unfinished"))
 
@@ -496,7 +500,9 @@ def test_ids_that_the_target_does_not_know_are_refused(tiny, capsys):
     wrong = samples.map(lambda row: row | {"input_ids": [min(each + 250, 10**6) for each in row["input_ids"]]})
     for name in record["checksums"]:
         (folder / name).unlink()
-    Dataset(wrong.data, info=samples.info).save_to_disk(str(folder))
+    Dataset(wrong.data, info=samples.info).save_to_disk("wrong")
+    for path in Path("wrong").iterdir():
+        path.rename(folder / path.name)
     names = [path.name for path in folder.iterdir() if path.name != "generation.json"]
     edit_record(
         folder / "generation.json", fingerprint=fingerprint_samples(wrong), checksums=checksum_files(folder, names)
@@ -518,10 +524,10 @@ def test_read_only_data_sets_are_packed_elsewhere(tiny, monkeypatch, capsys):
 def test_what_does_not_fit_is_refused_with_what_is_needed_and_free(tiny, monkeypatch, capsys):
     """Nothing is loaded or sampled that could not be finished."""
     folder = generate("--num_tokens", "2000")
-    monkeypatch.setattr(machines, "free_bytes", lambda device: 10_000)
-    error = refused(capsys, train_sae.main, [*TRAIN, "--dry_run"])
+    with monkeypatch.context() as patched:
+        patched.setattr(machines, "free_bytes", lambda device: 10_000)
+        error = refused(capsys, train_sae.main, [*TRAIN, "--dry_run"])
     assert "one SAE of 48 latents beside the model needs about 0.00 GB of memory on cpu, and 0.00 GB are free" in error
-    monkeypatch.undo()
     monkeypatch.setattr(disk, "free_disk_bytes", lambda folder: 1000)
     sample = ["--models", "./tiny", "--num_tokens", "9000", "--max_length", "40"]
     for main, argv in ((train_sae.main, TRAIN), (generate_datasets.main, sample)):

@@ -99,11 +99,15 @@ def evaluate_on(group: Group, source: Source, results: Results) -> None:
                 continue
             spliced = measure_splices(target.model, hooked, chunks, means, **options, on_tokens=bar.update)
         for key, counted in measured.saes.items():
+            numbers = counted.record() | spliced[key]
+            if not all(math.isfinite(value) for value in numbers.values() if isinstance(value, float)):
+                _set_diverged(results, key, True)  # its reconstructions are finite, and the model breaks on them
+                continue
             about = {"eval_source": source.name, "eval_fingerprint": source.fingerprint}
             _, source_name, layer, seed = key
             record = results.saes[key]
             others = [each for each in record["evaluations"] if each["eval_source"] != source.name]
-            everywhere = [*others, about | counted.record() | spliced[key]]
+            everywhere = [*others, about | numbers]
             record["evaluations"] = sorted(everywhere, key=lambda each: each["eval_source"])
             results.changed.add(key[:2])
             if source.name == source_name:

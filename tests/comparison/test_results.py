@@ -54,7 +54,7 @@ def numbers_in(metrics: dict) -> Iterator[tuple]:
         if isinstance(value, dict):
             for key, each in value.items():
                 yield from walk(each, where, f"{name}.{key}" if name else key)
-        elif isinstance(value, float | int):
+        elif isinstance(value, float | int) and not isinstance(value, bool):
             yield (*where, name, value)
 
     for record in metrics["saes"] + metrics["pairs"]:
