@@ -357,6 +357,7 @@ def report(
         with results.lock():
             figures, page = write_figures(results.folder), write_report(results.folder)
             record_report(results.folder, [page, *figures])
+    results.lock().remove_left_over()
     print(results_tables(results, [sae.key for sae in saes]))
     print(f"\n{page}: the comparison, with a browser of the features")
     print(f"{results.folder / 'metrics.json'}, {results.folder / 'metrics.csv'}: all numbers")

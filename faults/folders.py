@@ -10,7 +10,8 @@ from pathlib import Path
 MAY_DIFFER = {
     "wandb.json": ("id", "checksum"),  # every start of a cell is a W&B run of its own; and what follows from the id
     "generation.json": ("git_commit", "checksum"),  # of the checkout, in which somebody may work meanwhile
-    "run.json": ("git_commit", "checksum"),
+    # Inputs lie outside of the studies here, nearer to one than to another.
+    "run.json": ("git_commit", "checksum", "dataset_from_here", "target_from_here"),
 }
 """By a file's name: fields that differ between two unbroken runs. Two such runs were compared byte by byte in the same
 places, and nothing else did: figures, pages and archives have no time stamps in them."""

@@ -68,9 +68,10 @@ class Lock:
                 return
             except Timeout:
                 raise InputError(self.refusal) from None
-            except (FileNotFoundError, FileExistsError, _NamelessError):  # other runs come and go just now
+            except (FileNotFoundError, FileExistsError, _NamelessError) as err:  # other runs come and go just now
                 if is_last:
-                    raise
+                    reason = getattr(err, "strerror", None) or "others take it away again and again"
+                    raise InputError(f"{self.path} cannot be made ({reason}); give another folder") from err
             except (IsADirectoryError, NotADirectoryError, PermissionError) as err:
                 raise InputError(f"{self.path} cannot be locked ({err.strerror}); move it away") from err
 
@@ -85,6 +86,12 @@ class Lock:
         self._held.release()
         with contextlib.suppress(OSError):  # not empty: other runs hold locks there; or gone already
             self.path.parent.rmdir()
+
+    def remove_left_over(self) -> None:
+        """Remove the file of a run that was killed; one that is held stays."""
+        if self.path.parent.exists():
+            with contextlib.suppress(InputError), self:
+                pass
 
     def _check_name(self, descriptor: int) -> None:
         """Give a lock back, by an exception, whose file was taken away while it was waited for.

@@ -38,6 +38,9 @@ class StopRequest:
     """The signal; 0 if none has come."""
 
 
+_owner = 0
+"""The process whose signals these are: those that libraries fork inherit the handler, and are not meant."""
+
 _deferred: list[StopRequest] = []
 """The innermost block that puts stops off is the last."""
 
@@ -51,6 +54,8 @@ def stoppable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    global _owner
+    _owner = os.getpid()
     before = {signum: signal.getsignal(signum) for signum in (*SIGNALS, signal.SIGALRM)}
     for signum in before:
         if before[signum] is not signal.SIG_IGN:
@@ -76,6 +81,10 @@ def stops_deferred() -> Iterator[StopRequest]:
 
 def _stop(signum: int, frame: FrameType | None) -> None:
     """The handler of all signals, and of the alarm that follows one which was put off."""
+    if os.getpid() != _owner:
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
+        return
     if signum == signal.SIGHUP:
         _leave_terminal()
     request = _deferred[-1] if _deferred else None

@@ -44,3 +44,15 @@ def test_what_is_ignored_stays_ignored():
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_processes_that_libraries_fork_end_as_they_would_without(capfd):
+    """`datasets` and others end theirs by SIGTERM, which is no message of the user's."""
+    with stoppable():
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+            os._exit(0)
+        os.kill(child, signal.SIGTERM)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
+    assert capfd.readouterr().err == ""

@@ -230,6 +230,7 @@ def tidy_up(job: GenerationJob) -> None:
     """Remove what a killed run left beside a finished data set, unless another run is at it."""
     growing = GrowingDataset(job.folder, {}, overwrite=False)
     if not (growing.work.exists() or being_removed(growing.work).exists()):
+        growing.lock.remove_left_over()
         return
     with contextlib.suppress(InputError), growing.lock:
         growing.remove_leftovers()

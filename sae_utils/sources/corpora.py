@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,11 +107,13 @@ def explained(reference: str, cache_dir: Path) -> Iterator[None]:
     Raises:
         MissingInputError: If it cannot be read.
     """
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what it would log is in the error that it raises
     try:
         yield
     except InputError:
         raise
-    except (*READING_ERRORS, datasets.exceptions.DatasetGenerationError) as err:
+    except (*READING_ERRORS, StopIteration, datasets.exceptions.DatasetGenerationError) as err:
         if is_out_of_memory(err) or is_disk_full(err):
             raise
         reason = first_line(err.__cause__ or err)
@@ -118,6 +121,8 @@ def explained(reference: str, cache_dir: Path) -> Iterator[None]:
             f"--text_datasets {reference} could not be read ({reason}); if it is whole, what was made of it "
             f"before is not: rm -r {cache_dir}, and the same command reads it again"
         ) from err
+    finally:
+        datasets.logging.set_verbosity(verbosity)
 
 
 @contextlib.contextmanager
@@ -135,7 +140,7 @@ def uncached() -> Iterator[None]:
 def _chunked(rows: Dataset, tokenizer: PreTrainedTokenizerBase, ctx_len: int) -> Dataset | None:
     """`chunk_and_tokenize`; None if the texts do not fill one sequence."""
     try:
-        return chunk_and_tokenize(rows, tokenizer, max_seq_len=ctx_len, num_proc=1, load_from_cache_file=False)
+        return chunk_and_tokenize(rows, tokenizer, max_seq_len=ctx_len, num_proc=None, load_from_cache_file=False)
     except ValueError as err:
         if "Not enough data" not in str(err):
             raise

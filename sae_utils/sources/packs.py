@@ -64,6 +64,8 @@ class Packs:
             ctx_len: Tokens per sequence.
         """
         if (chunks := self._find(name)) is not None:
+            if is_writable(self.places[0] / FOLDER):
+                Lock(self.places[0] / FOLDER, name, refusal="").remove_left_over()
             return chunks
         folder = self.folder
         path = folder / f"{name}.npy"

@@ -29,6 +29,9 @@ from sae_utils.training.settings import TrainingSettings
 
 GB = 1e9
 
+MAX_SEEDS = 10_000
+"""More SAEs than anybody trains, and few enough to be listed."""
+
 
 @dataclass(frozen=True)
 class GridChoice:
@@ -51,6 +54,8 @@ class GridChoice:
 
     def __post_init__(self) -> None:
         check_positive(num_seeds=self.n_seeds)
+        if self.n_seeds > MAX_SEEDS:
+            raise InputError(f"--num_seeds must be at most {MAX_SEEDS:,}, got {self.n_seeds}")
 
     @property
     def seeds(self) -> range:

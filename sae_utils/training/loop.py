@@ -71,11 +71,13 @@ def train_grid(
         for cell in of_target:
             folders = checkpoints.of(cell.target.name, cell.source.name)
             finished += [folders.seed_dir(seed) for seed in seeds]
-            if workers.agree(workers.is_main and is_finished(cell, seeds, checkpoints)):
-                logger.info("%s is finished and left alone; --overwrite would train it anew", cell.name)
-                continue
             refusal = f"another run is training {cell.name} in {folders.checkpoint_dir}; wait for it"
             lock = Lock(folders.checkpoint_dir, cell.name, refusal=refusal)
+            if workers.agree(workers.is_main and is_finished(cell, seeds, checkpoints)):
+                logger.info("%s is finished and left alone; --overwrite would train it anew", cell.name)
+                if workers.is_main:
+                    lock.remove_left_over()
+                continue
             with lock if workers.is_main else contextlib.nullcontext():
                 if todo := workers.agree(seeds_of(cell, seeds, checkpoints) if workers.is_main else None):
                     model = model or load_target(cell, machines.device)

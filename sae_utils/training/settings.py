@@ -48,6 +48,12 @@ class TrainingSettings:
         )
         if self.ctx_len < 2:
             raise InputError(f"--ctx_len must be at least 2 tokens, got {self.ctx_len}")
+        n_tokens = self.batch_size * self.ctx_len
+        if self.micro_acc_steps > n_tokens:
+            raise InputError(
+                f"--micro_acc_steps must be at most the tokens of a batch, {n_tokens:,} (--batch_size "
+                f"{self.batch_size} x --ctx_len {self.ctx_len}), got {self.micro_acc_steps}"
+            )
         if not self.layers or len(set(self.layers)) != len(self.layers):
             raise InputError(f"--layers must name at least one layer, each once, got {list(self.layers)}")
         if self.lr is not None and not 0 < self.lr <= MAX_LR:
