@@ -1,7 +1,6 @@
 """W&B runs on a server of this machine: started, gone on with, added to."""
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from test_cli import TRAIN, generate
 from wandb_server import WandbServer, logged_in, no_answer, refusal, warnings_of
 
 import train_sae
+from sae_utils.files import read_record, write_record
 from sae_utils.training import wandb_runs
 from sae_utils.training.wandb_login import Tracking
 from sae_utils.training.wandb_runs import add_to_summaries, is_summary_due, start_run
@@ -49,7 +49,7 @@ def trained(name: str, tracking: Tracking) -> Path:
 
 def described(folder: Path) -> dict:
     """What the folder says of its run."""
-    return json.loads((folder / "wandb.json").read_text())
+    return dict(read_record(folder / "wandb.json", ""))
 
 
 def test_a_run_is_the_one_that_the_folder_describes(server):
@@ -208,7 +208,7 @@ def test_eval_only_adds_what_is_due(tiny, server):
     folder = Path("checkpoints/tiny_from_tiny_seed_1")
     about = described(folder) | {"mode": "online"}
     for is_due in (False, True):
-        (folder / "wandb.json").write_text(json.dumps(about | {"summary_due": is_due}))
+        write_record(folder / "wandb.json", about | {"summary_due": is_due})
         train_sae.main(["--eval_only", "--quiet", *compare, "online"])
         assert list(server.sent) == [about["id"]] * is_due
     assert not is_summary_due(folder)
