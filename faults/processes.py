@@ -158,7 +158,7 @@ class Running:
         left_behind = self._end_what_is_left()
         texts = (self.output.with_suffix(end).read_text(errors="replace") for end in (".out", ".err"))
         count = self.output.with_suffix(".count")
-        n_durable = int(count.read_text()) if count.exists() else 0
+        n_durable = int(count.read_text() or 0) if count.exists() else 0
         code, sec = os.waitstatus_to_exitcode(self._status), self.ended - self.began
         return Ending(code, *texts, sec, n_durable, self.command, left_behind)
 
