@@ -57,7 +57,7 @@ $(VENV)/ready: requirements.txt constraints.txt
 	    -r requirements.txt -c constraints.txt
 	touch $@
 
-$(DEMO_MODEL)/config.json: $(VENV)/ready
+$(DEMO_MODEL)/config.json: | $(VENV)/ready
 	$(BIN)/python demo/fetch_model.py $(DEMO_MODEL)
 
 # What `make` and the demo made, without the downloaded model; `distclean` removes that, too.
