@@ -137,10 +137,8 @@ def _exit(code: int, message: str) -> None:
 def _is_first_to_speak() -> bool:
     """Whether this process is alone, or the first of those that one torchrun started here to ask this."""
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # <folder of this attempt>/<rank>/error.json
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not error_file:  # better said by all than by none
         return True
-    if not error_file:
-        return os.environ.get("RANK", "0") == "0"
     try:
         (Path(error_file).parent.parent / "has_spoken").touch(exist_ok=False)
     except FileExistsError:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from sae_utils.distributed import Launch, find_launch
-from sae_utils.errors import InputError
+from sae_utils.errors import InputError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def _ask_for_gpus() -> tuple[bool, str | None]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         is_seen = torch.cuda.is_available()
-    return is_seen, _first_line(caught[0].message) if caught else None
+    return is_seen, first_line(caught[0].message) if caught else None
 
 
 def _check_number(name: str, device: torch.device, launch: Launch) -> None:
@@ -161,9 +161,9 @@ def _failure_on(device: torch.device) -> str | None:
         with warnings.catch_warnings(record=True):  # many lines on such a card
             (torch.zeros(1, device=device) + 1).item()
     except torch.OutOfMemoryError as err:
-        raise InputError(f"{device} works and is full ({_first_line(err)}); free it, or use --device cpu") from err
+        raise InputError(f"{device} works and is full ({first_line(err)}); free it, or use --device cpu") from err
     except RuntimeError as err:
-        return _first_line(err)
+        return first_line(err)
     return None
 
 
@@ -191,8 +191,3 @@ def _warn(fault: str | None, consequence: str, launch: Launch) -> None:
     """One line on a card that does not work, from the main process."""
     if fault and launch.is_main:
         logger.warning("%s; %s", fault, consequence)
-
-
-def _first_line(message: object) -> str:
-    """First line of a warning or an error, without a full stop."""
-    return str(message).strip().split("\n")[0].rstrip(". ")

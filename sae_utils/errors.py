@@ -11,6 +11,16 @@ class InputError(ValueError):
     """
 
 
+def first_line(said: object) -> str:
+    r"""What an error or a warning says, in one line without a full stop.
+
+    >>> first_line(ValueError("Not this.\nBut that.")), first_line(EOFError())
+    ('Not this', 'EOFError')
+    """
+    text = said.strerror if isinstance(said, OSError) and said.strerror else str(said).strip()
+    return (text or type(said).__name__).splitlines()[0].rstrip(". ")
+
+
 def check_positive(**values: int | None) -> None:
     """Refuse numbers below 1, each under its flag's name; None was not given.
 
@@ -22,6 +32,10 @@ def check_positive(**values: int | None) -> None:
     for flag, value in values.items():
         if value is not None and value < 1:
             raise InputError(f"--{flag} must be at least 1, got {value}")
+
+
+class LockedError(InputError):
+    """Another run is at it."""
 
 
 class NonFiniteError(InputError):

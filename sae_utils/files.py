@@ -22,7 +22,7 @@ from pyarrow import ArrowException
 from safetensors import SafetensorError
 
 from sae_utils.disk import DiskFullError, check_space, is_disk_full
-from sae_utils.errors import InputError
+from sae_utils.errors import InputError, first_line
 from sae_utils.memory import is_out_of_memory
 
 READING_ERRORS = (
@@ -241,12 +241,6 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
         if is_out_of_memory(err):
             raise
         raise DamagedFileError(path, first_line(err), remedy) from err
-
-
-def first_line(err: Exception) -> str:
-    """What an error says, in one line without a full stop."""
-    said = err.strerror if isinstance(err, OSError) and err.strerror else str(err).strip()
-    return (said or type(err).__name__).splitlines()[0].rstrip(". ")
 
 
 def read_record(path: Path, remedy: str, **types: type) -> Record:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, SoftFileLock, Timeout
 
-from sae_utils.errors import InputError
+from sae_utils.errors import InputError, LockedError
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,8 @@ class Lock:
         """Take the lock.
 
         Raises:
-            InputError: If another run holds it.
+            LockedError: If another run holds it.
+            InputError: If the file cannot be made.
         """
         for is_last in [*[False] * N_ATTEMPTS, True]:
             try:
@@ -67,7 +68,7 @@ class Lock:
                 self._held.acquire(timeout=self.patience_sec, poll_interval=0.05)
                 return
             except Timeout:
-                raise InputError(self.refusal) from None
+                raise LockedError(self.refusal) from None
             except (FileNotFoundError, FileExistsError, _NamelessError) as err:  # other runs come and go just now
                 if is_last:
                     reason = getattr(err, "strerror", None) or "others take it away again and again"
@@ -90,7 +91,7 @@ class Lock:
     def remove_left_over(self) -> None:
         """Remove the file of a run that was killed; one that is held stays."""
         if self.path.parent.exists():
-            with contextlib.suppress(InputError), self:
+            with contextlib.suppress(LockedError), self:
                 pass
 
     def _check_name(self, descriptor: int) -> None:

@@ -8,6 +8,7 @@ SPARSIFY_DISABLE_TRITON=1 keeps Triton out on GPUs as well, as in sparsify itsel
 import contextlib
 import io
 
+import torch
 from torch import Tensor
 
 from sae_utils.dependencies import check_sparsify
@@ -37,6 +38,11 @@ def decode_where_it_is(top_indices: Tensor, top_acts: Tensor, W_dec: Tensor) -> 
     """
     decode = decode_on_gpu if W_dec.is_cuda else eager_decode
     return decode(top_indices, top_acts, W_dec)
+
+
+def are_finite(sae: SparseCoder) -> bool:
+    """Whether no weight of an SAE is NaN or infinite."""
+    return all(bool(torch.isfinite(parameter).all()) for parameter in sae.parameters())
 
 
 sparse_coder.decoder_impl = decode_where_it_is

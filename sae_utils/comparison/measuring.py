@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from sae_utils.comparison.groups import Group
 from sae_utils.comparison.results import Results, read_results
@@ -22,7 +21,7 @@ from sae_utils.evaluation.reconstruction import LayerStatistics, measure_reconst
 from sae_utils.evaluation.splicing import measure_splices
 from sae_utils.generated_data import read_generation_record
 from sae_utils.sources.catalog import Source
-from sae_utils.sparse_coders import SparseCoder
+from sae_utils.sparse_coders import are_finite
 
 logger = logging.getLogger(__name__)
 
@@ -72,11 +71,6 @@ def known_record(results: Results, sae: TrainedSae) -> dict[str, Any]:
 def converged(saes: Sequence[TrainedSae], results: Results) -> list[TrainedSae]:
     """Those SAEs that have not diverged."""
     return [sae for sae in saes if not results.saes[sae.key]["is_diverged"]]
-
-
-def are_finite(sae: SparseCoder) -> bool:
-    """Whether no weight of an SAE is NaN or infinite."""
-    return all(bool(torch.isfinite(parameter).all()) for parameter in sae.parameters())
 
 
 def evaluate_on(group: Group, source: Source, results: Results) -> None:

@@ -12,7 +12,7 @@ import torch
 from sae_utils.devices import dtype_name
 from sae_utils.disk import check_space, free_disk_bytes
 from sae_utils.distributed import Workers
-from sae_utils.errors import InputError
+from sae_utils.errors import InputError, LockedError
 from sae_utils.files import being_removed
 from sae_utils.generation.data_card import write_data_card
 from sae_utils.generation.quality import measure_quality
@@ -232,7 +232,7 @@ def tidy_up(job: GenerationJob) -> None:
     if not (growing.work.exists() or being_removed(growing.work).exists()):
         growing.lock.remove_left_over()
         return
-    with contextlib.suppress(InputError), growing.lock:
+    with contextlib.suppress(LockedError), growing.lock:
         growing.remove_leftovers()
 
 

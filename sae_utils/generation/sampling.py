@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sae_utils.devices import dtype_name
 from sae_utils.errors import InputError, NonFiniteError, remedy_for_non_finite
 from sae_utils.generation.kv_cache import can_go_back, go_back_, make_cache
 from sae_utils.generation.nucleus import choose_among, choose_tokens
@@ -231,7 +232,7 @@ class Batch:
         """
         is_lost = ~torch.isfinite(self.nll[self.rows, position])
         sample_id = self.sample_ids[int(self.rows[is_lost.nonzero()[0, 0]])]
-        dtype = str(self.source.model.dtype).removeprefix("torch.")
+        dtype = dtype_name(self.source.model.dtype)
         raise NonFiniteError(
             f"the logits of {self.source.reference} are NaN or infinite for the token at position {position} of sample "
             f"{sample_id} in {dtype}; nothing of it is kept: {remedy_for_non_finite(dtype)}"

@@ -11,8 +11,8 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from sae_utils.disk import is_disk_full
-from sae_utils.errors import InputError, MissingInputError
-from sae_utils.files import READING_ERRORS, first_line
+from sae_utils.errors import InputError, MissingInputError, first_line
+from sae_utils.files import READING_ERRORS
 from sae_utils.memory import is_out_of_memory
 from sae_utils.sparse_coders import chunk_and_tokenize
 

@@ -27,6 +27,7 @@ from schedulefree import ScheduleFreeWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sae_utils.devices import dtype_name
 from sae_utils.distributed import Workers
 from sae_utils.errors import InputError, NonFiniteError, remedy_for_non_finite
 from sae_utils.files import (
@@ -41,7 +42,7 @@ from sae_utils.files import (
 )
 from sae_utils.paths import METRICS_FILE
 from sae_utils.sources.packing import Chunks, ChunksOnDevice
-from sae_utils.sparse_coders import ForwardOutput, TrainConfig, Trainer
+from sae_utils.sparse_coders import ForwardOutput, TrainConfig, Trainer, are_finite
 from sae_utils.stopping import Stopped, StopRequest, stops_deferred
 from sae_utils.training.adapters import NothingExcluded, adapted_sparsify, captured_prints
 
@@ -409,7 +410,7 @@ class SaeTrainer(Trainer):
         """
         where = f"after {n_tokens:,} tokens (step {n_tokens // self._tokens_per_step:,})"
         for name, each in report.items():
-            layer, dtype = _hookpoint_of(name), str(self.model.dtype).removeprefix("torch.")
+            layer, dtype = _hookpoint_of(name), dtype_name(self.model.dtype)
             if not each.pop("has_finite_input"):
                 raise NonFiniteError(
                     f"the activations of {self.model.name_or_path} at {layer} are NaN or infinite {where}, in {dtype}; "
@@ -428,7 +429,7 @@ class SaeTrainer(Trainer):
             NonFiniteError: If a weight is NaN or infinite.
         """
         for name, sae in self.saes.items():
-            if not all(bool(torch.isfinite(parameter).all()) for parameter in sae.parameters()):
+            if not are_finite(sae):
                 raise NonFiniteError(f"the weights of {name} are NaN or infinite in the end: lower --lr")
 
 
