@@ -5,6 +5,7 @@ keeps work (an optimizer step, and the checkpoint after it) it is put off, for `
 """
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -38,8 +39,8 @@ class StopRequest:
     """The signal; 0 if none has come."""
 
 
-_owner = 0
-"""The process whose signals these are: those that libraries fork inherit the handler, and are not meant."""
+_stopping: set[int] = set()
+"""The signals that end the block by `Stopped`; empty outside of one."""
 
 _deferred: list[StopRequest] = []
 """The innermost block that puts stops off is the last."""
@@ -49,23 +50,23 @@ _deferred: list[StopRequest] = []
 def stoppable() -> Iterator[None]:
     """Let signals end the block by `Stopped`. What is ignored stays ignored, such as SIGHUP under `nohup`.
 
-    Python hands signals to its main thread only: in another one this does nothing.
+    Python hands signals to its main thread only: in another one this does nothing, and within itself, too.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if _stopping or threading.current_thread() is not threading.main_thread():
         yield
         return
-    global _owner
-    _owner = os.getpid()
+    _let_forked_processes_be()
     before = {signum: signal.getsignal(signum) for signum in (*SIGNALS, signal.SIGALRM)}
-    for signum in before:
-        if before[signum] is not signal.SIG_IGN:
-            signal.signal(signum, _stop)
+    _stopping.update(signum for signum in before if before[signum] is not signal.SIG_IGN)
+    for signum in _stopping:
+        signal.signal(signum, _stop)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for signum, handler in before.items():
             signal.signal(signum, handler)
+        _stopping.clear()
 
 
 @contextlib.contextmanager
@@ -81,10 +82,6 @@ def stops_deferred() -> Iterator[StopRequest]:
 
 def _stop(signum: int, frame: FrameType | None) -> None:
     """The handler of all signals, and of the alarm that follows one which was put off."""
-    if os.getpid() != _owner:
-        signal.signal(signum, signal.SIG_DFL)
-        os.kill(os.getpid(), signum)
-        return
     if signum == signal.SIGHUP:
         _leave_terminal()
     request = _deferred[-1] if _deferred else None
@@ -93,6 +90,29 @@ def _stop(signum: int, frame: FrameType | None) -> None:
         signal.setitimer(signal.ITIMER_REAL, GRACE_SEC)
         return
     raise Stopped(request.signum if request is not None and request.signum else signum)
+
+
+@functools.cache
+def _let_forked_processes_be() -> None:
+    """Let signals end processes that libraries fork, as without us, but for Ctrl-C's traceback: they do not mean us.
+
+    Signals wait meanwhile: Python forgets in a new process those that came before it was ready, and whoever ends that
+    process by one, and waits for it, would wait for good.
+    """
+
+    def wait() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _stopping)
+
+    def go_on() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _stopping)
+
+    def hand_over() -> None:
+        for signum in _stopping:
+            signal.signal(signum, signal.SIG_DFL)
+        go_on()
+        _stopping.clear()
+
+    os.register_at_fork(before=wait, after_in_parent=go_on, after_in_child=hand_over)
 
 
 def _leave_terminal() -> None:
