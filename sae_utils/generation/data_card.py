@@ -56,7 +56,7 @@ def write_data_card(folder: Path, record: dict[str, Any], dataset: Dataset) -> N
         "longest": quantiles[-1],
         "ngram_shares": ", ".join(f"{share:.1%}" for share in shares),
         "nll": "undefined" if quality["mean_nll_nats"] is None else f"{quality['mean_nll_nats']:.3f}",
-        "kl": "undefined" if kl is None else f"{kl:.4f} nats (about {expected:.4f} by chance)",
+        "kl": "undefined" if kl is None else f"{kl:.4f} nats ({expected:.4f} expected of exact sampling)",
     }
     values = {
         **record,

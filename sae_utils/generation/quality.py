@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from scipy.stats import binom
 
 from sae_utils.generation.nucleus import truncated_distribution
 from sae_utils.generation.sampling import NLL_UNIT, SamplingSettings
@@ -15,6 +16,9 @@ from sae_utils.models import LoadedModel
 NGRAM_TOKENS = 1_000_000
 """Tokens from the beginning of a data set in which n-grams are counted: the share of distinct ones falls with the
 amount of text, so that only equal amounts compare; and the memory for counting stays bounded."""
+
+TOKENS_PER_TABLE = 64
+"""Possible first tokens whose binomial probabilities are in memory together."""
 
 LENGTH_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -35,7 +39,7 @@ def measure_quality(
         `distinct_sample_share` (different token sequences over samples); `distinct_ngram_shares` for n = 1 .. 4 (see
         `distinct_ngram_share`) over the first `ngram_tokens` tokens; `mean_nll_nats` per token after BOS, under the
         model at temperature 1 with nothing cut off; `first_token_kl_nats` (see `first_token_kl`) and
-        `first_token_kl_expected_nats`, about what samples from exactly the right distribution show;
+        `first_token_kl_expected_nats` (see `expected_first_token_kl`), what exactly that distribution shows on average;
         `first_token_outside_share`, samples whose first token is outside the nucleus as computed here, 0 but for
         rounding that differs between batch sizes. Entries that are not defined, such as the likelihood of BOS alone,
         are None.
@@ -58,7 +62,7 @@ def measure_quality(
         "ngram_tokens": sum(map(len, head)),
         "mean_nll_nats": nll_sum_units * NLL_UNIT / n_predicted if n_predicted else None,
         "first_token_kl_nats": first_token_kl(firsts, distribution) if has_first else None,
-        "first_token_kl_expected_nats": ((distribution > 0).sum() - 1) / (2 * len(firsts)) if has_first else None,
+        "first_token_kl_expected_nats": expected_first_token_kl(distribution, len(firsts)) if has_first else None,
         "first_token_outside_share": float((distribution[firsts] == 0).mean()) if has_first else None,
     }
 
@@ -83,8 +87,8 @@ def distinct_ngram_share(samples: Sequence[np.ndarray], n: int) -> float | None:
 def first_token_kl(first_tokens: np.ndarray, distribution: np.ndarray) -> float:
     """KL divergence in nats of the observed frequencies of first tokens from the distribution they were drawn from.
 
-    With N samples over m possible tokens it is about (m - 1) / 2N for a perfect sampler. Tokens of probability 0 are
-    left out: see `first_token_outside_share`.
+    It is above 0 for a perfect sampler, too: see `expected_first_token_kl`. Tokens of probability 0 are left out: see
+    `first_token_outside_share`.
 
     >>> first_token_kl(np.array([0, 0, 1, 1]), np.array([0.5, 0.5, 0.0]))
     0.0
@@ -93,6 +97,34 @@ def first_token_kl(first_tokens: np.ndarray, distribution: np.ndarray) -> float:
     seen = counts > 0
     observed = counts[seen] / counts.sum()
     return float((observed * np.log(observed / distribution[seen])).sum())
+
+
+def expected_first_token_kl(distribution: np.ndarray, n_samples: int) -> float:
+    """Mean of `first_token_kl` over all draws of so many tokens from exactly this distribution, in nats.
+
+    A token of probability p is drawn C times, binomial of N draws, and adds E[C/N log(C/Np)] = p (E[log(1 + D)] -
+    log Np), D binomial of N - 1 draws. For N much larger than the number m of possible tokens that is (m - 1) / 2N in
+    all, which says nothing where many tokens are expected less than a few times.
+
+    Args:
+        distribution: Probabilities, `(vocab,)`.
+        n_samples: N, at least 1.
+
+    >>> round(expected_first_token_kl(np.array([0.5, 0.5, 0.0]), 2), 4)  # log 2 for two equal tokens, else 0
+    0.3466
+    """
+    probs = np.sort(distribution[distribution > 0])  # neighbours need equally wide tables
+    tables = np.array_split(probs, -(-len(probs) // TOKENS_PER_TABLE))
+    mean_logs = np.concatenate([_mean_log_of_one_more(part, n_samples - 1) for part in tables])
+    return float((probs * (mean_logs - np.log(n_samples * probs))).sum())
+
+
+def _mean_log_of_one_more(probs: np.ndarray, n: int) -> np.ndarray:
+    """E[log(1 + D)] of D ~ binomial(n, p) for each p; counts whose probabilities add up to less than 1e-20 left out."""
+    reach = np.ceil(10 * np.sqrt(n * probs.max()) + 40)
+    lowest = np.maximum(np.floor(n * probs - reach), 0)[:, None]
+    counts = lowest + np.arange(2 * reach + 1)  # (tokens, counts)
+    return (binom.pmf(counts, n, probs[:, None]) * np.log1p(counts)).sum(axis=1)
 
 
 @torch.inference_mode()

@@ -1,10 +1,18 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from conftest import load
 
 from sae_utils.generation.nucleus import choose_tokens
-from sae_utils.generation.quality import distinct_ngram_share, first_token_distribution, first_token_kl, measure_quality
+from sae_utils.generation.quality import (
+    distinct_ngram_share,
+    expected_first_token_kl,
+    first_token_distribution,
+    first_token_kl,
+    measure_quality,
+)
 from sae_utils.generation.rows import make_rows
 from sae_utils.generation.sampling import NLL_UNIT, SamplingSettings
 
@@ -29,6 +37,32 @@ def test_kl_by_hand():
     """Observed 3/4 and 1/4, model 1/2 and 1/2: 3/4 log 3/2 + 1/4 log 1/2."""
     expected = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
     assert first_token_kl(np.array([0, 0, 0, 1]), np.array([0.5, 0.5])) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("n_samples", [1, 2, 3, 6])
+@pytest.mark.parametrize("probs", [[1.0], [0.5, 0.5], [0.0, 0.7, 0.3], [0.9, 0.06, 0.04, 0.0]])
+def test_expected_kl_is_the_mean_over_everything_that_can_be_drawn(probs, n_samples):
+    """Every sequence of first tokens, weighted with its probability: what a perfect sampler shows with few samples."""
+    probs = np.array(probs)
+    draws = itertools.product(np.flatnonzero(probs), repeat=n_samples)
+    mean = sum(np.prod(probs[list(draw)]) * first_token_kl(np.array(draw), probs) for draw in draws)
+    assert expected_first_token_kl(probs, n_samples) == pytest.approx(mean, abs=1e-14)
+
+
+def test_expected_kl_with_many_samples_and_with_one():
+    """(m - 1) / 2N is right for many samples alone: of one, the KL is -log p of its token, at most log m."""
+    probs = np.random.default_rng(0).dirichlet(np.ones(1000))
+    for n_samples in (10**7, 10**9):
+        assert expected_first_token_kl(probs, n_samples) == pytest.approx(999 / 2 / n_samples, rel=0.02)
+    assert expected_first_token_kl(probs, 1) == pytest.approx(-(probs * np.log(probs)).sum())
+
+
+def test_expected_kl_is_what_draws_show():
+    """As many possible tokens as there are samples, some of them hardly ever drawn, as in a small data set."""
+    rng = np.random.default_rng(1)
+    probs = rng.dirichlet(np.full(500, 0.2))
+    shown = [first_token_kl(rng.choice(500, size=300, p=probs), probs) for _ in range(400)]
+    assert expected_first_token_kl(probs, 300) == pytest.approx(np.mean(shown), abs=4 * np.std(shown) / 20)
 
 
 @pytest.mark.parametrize("top_p", [0.5, 0.9, 1.0])
@@ -56,3 +90,5 @@ def test_statistics_by_hand(neox):
     assert quality["mean_nll_nats"] == 16 / 8
     assert quality["ngram_tokens"] == 12
     assert quality["distinct_ngram_shares"]["3"] == 3 / 5  # 056 567, 050, 056 567
+    distribution = first_token_distribution(source, SamplingSettings())
+    assert quality["first_token_kl_expected_nats"] == expected_first_token_kl(distribution, 3)
