@@ -27,7 +27,7 @@ EVERY_TOKEN = sys.maxsize
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """What, beside the model, decides what sample `i` is."""
+    """What decides what sample `i` is, beside the model and its number format; `max_length` only cuts it."""
 
     seed: int = 42
     """Seed of the sampling streams."""

@@ -1,13 +1,19 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from conftest import load
 from transformers import AutoModelForCausalLM
 
+from sae_utils.comparison.measuring import RANDOM_SEED
 from sae_utils.evaluation.activations import Encoding, layer_outputs
 from sae_utils.evaluation.random_tokens import RandomFiring, known_ids, measure_random_firing, random_sequences
 from sae_utils.sources.packing import Chunks
 from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def count(n_tokens: int, activations: dict[int, list[float]], n_latents: int = 4) -> RandomFiring:
@@ -108,3 +114,14 @@ def make_saes(layers_name: str) -> dict:
     torch.manual_seed(0)
     config = SparseCoderConfig(num_latents=40, k=4)
     return {(layer, seed): (f"{layers_name}.{layer}", SparseCoder(16, config)) for layer in (0, 1) for seed in (0, 1)}
+
+
+def test_sequences_are_drawn_as_the_page_says():
+    """Whoever counts fake features of other SAEs on the same tokens has nothing but that line."""
+    page = (ROOT / "docs/metrics.md").read_text()
+    (line,) = re.findall(r"`(V\[Generator.*?\])`", page)
+    names = {"Generator": np.random.Generator, "PCG64": np.random.PCG64, "V": np.arange(3, 90, dtype=np.int32)}
+    tokens = eval(line, names | {"n_sequences": 4, "ctx_len": 7})
+    tokens[:, 0] = 1
+    drawn = random_sequences(names["V"], bos_id=1, ctx_len=7, seed=RANDOM_SEED, n_tokens=19)
+    assert drawn.tokens.tolist() == tokens.tolist()
