@@ -88,6 +88,16 @@ class Lock:
         with contextlib.suppress(OSError):  # not empty: other runs hold locks there; or gone already
             self.path.parent.rmdir()
 
+    def check_free(self) -> None:
+        """Refuse what another run is at; nothing is made.
+
+        Raises:
+            LockedError: If another run holds the lock.
+        """
+        if self.path.exists():
+            with self:
+                pass
+
     def remove_left_over(self) -> None:
         """Remove the file of a run that was killed; one that is held stays."""
         if self.path.parent.exists():

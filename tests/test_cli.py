@@ -17,8 +17,9 @@ from datasets import Dataset
 import generate_datasets
 import train_sae
 from sae_utils import disk
-from sae_utils.files import checksum_files
+from sae_utils.files import checksum_files, write_record
 from sae_utils.generated_data import fingerprint_samples
+from sae_utils.generation.shards import GrowingDataset
 from sae_utils.sources import packs
 from sae_utils.sparse_coders import SparseCoder
 from sae_utils.training import machines
@@ -149,6 +150,56 @@ def test_dry_run_of_generation_writes_nothing(tiny, capsys):
     generate("--dry_run")
     assert "400,000 samples of up to 40 tokens" in capsys.readouterr().out
     assert not Path("datasets").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "flags", "message"),
+    [
+        (lambda folder: None, ["--max_length", "50"], "max_length was 40 and is now 50"),
+        (lambda folder: None, ["--max_length", "50", "--n", "5"], "max_length was 40 and is now 50"),
+        (
+            lambda folder: folder.rename(f"{folder}.unfinished") and unfinish(Path(f"{folder}.unfinished"), 50),
+            [],
+            "max_length was 50 and is now 40",
+        ),
+        (lambda folder: next(folder.glob("*.arrow")).write_bytes(b"cut"), [], "is damaged"),
+        (lambda folder: (folder / "generation.json").unlink(), [], "exists and has no generation.json"),
+        (lambda folder: (folder / "generation.json").unlink(), ["--overwrite"], "exists and has no generation.json"),
+        (lambda folder: Path(f"{folder}.unfinished").mkdir() or spoilt_shard(folder), [], "is damaged"),
+    ],
+)
+def test_dry_run_refuses_what_the_run_would_refuse(tiny, capsys, spoil, flags, message):
+    """Whoever looks first, and is told that all is well, comes back after a weekend to find nothing done."""
+    folder = generate("--n", "10")
+    spoil(folder)
+    before = all_bytes(Path("datasets"))
+    argv = ["--models", "./tiny", "--max_length", "40", "--n", "20", "--quiet", *flags]
+    said = {refused(capsys, generate_datasets.main, [*argv, *dry]) for dry in ([], ["--dry_run"])}
+    assert len(said) == 1 and message in said.pop()
+    assert all_bytes(Path("datasets")) == before
+
+
+def unfinish(work: Path, max_length: int) -> None:
+    """Leave of a data set what is there while it grows, with another longest length."""
+    settings = json.loads((work / "generation.json").read_text())["settings"]
+    settings["max_length"] = max_length
+    write_record(work / "settings.json", {"settings": settings, "replaces_finished": False})
+
+
+def spoilt_shard(folder: Path) -> None:
+    """A first shard of an extension, with other bytes than its name says."""
+    record = json.loads((folder / "generation.json").read_text())
+    work = Path(f"{folder}.unfinished")
+    write_record(work / "settings.json", {"settings": record["settings"], "replaces_finished": False})
+    (work / f"samples_{record['n_samples']:09d}_{record['n_samples'] + 5:09d}_99_0123456789abcdef.arrow").touch()
+
+
+def test_dry_run_refuses_a_data_set_that_is_being_written(tiny, capsys):
+    lock = GrowingDataset(Path("datasets/tiny_42_1.0_0.9"), {}, overwrite=False).lock
+    argv = ["--models", "./tiny", "--n", "10", "--dry_run"]
+    with lock:
+        assert "another run is writing datasets/tiny_42_1.0_0.9" in refused(capsys, generate_datasets.main, argv)
+    generate_datasets.main(argv)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import make_model
 from packaging.requirements import Requirement
@@ -130,9 +131,39 @@ def test_readme_examples_run_verbatim():
     for command in commands:
         script, flags = script_and_flags(command)
         SCRIPTS[script].main(flags)
-    folders = sorted(path.name for path in Path("checkpoints").glob("*_seed_*"))
+    folders = sorted(path.name for path in Path("first/checkpoints").glob("*_seed_*"))
     assert folders == [f"pythia-{size}_from_pythia-1.4b_seed_{seed}" for size in ("1.4b", "2.8b") for seed in (0, 1)]
-    assert all((Path("checkpoints") / folder / "layers.15" / "sae.safetensors").exists() for folder in folders)
+    assert all((Path("first/checkpoints") / folder / "layers.15" / "sae.safetensors").exists() for folder in folders)
+
+
+def cut_down(script: str, flags: list[str]) -> list[str]:
+    """A command on less of everything: lengths a sixteenth of what is asked for, so that they differ where they did."""
+    asked = SCRIPTS[script].build_parser().parse_args(flags)
+    if script == "generate_datasets.py":
+        n_tokens = min(asked.num_tokens // 20, 3000)
+        return [*flags, "--max_length", str(asked.max_length // 16), "--num_tokens", str(n_tokens)]
+    n_latents = (asked.num_latents or 40_960) // 64
+    return [*flags, "--ctx_len", str(asked.ctx_len // 16), "--num_latents", str(n_latents), "--train_only"]
+
+
+def python_blocks(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_the_readme_can_be_typed_from_top_to_bottom():
+    """All its commands and code, in order, in one fresh folder: none may refuse what an earlier one has left."""
+    for seed, name in enumerate(["pythia-1.4b", "pythia-2.8b"]):
+        make_model(Path("EleutherAI") / name, "neox", seed=seed, n_layers=16)
+    for command in commands_in(README):
+        script, flags = script_and_flags(command)
+        SCRIPTS[script].main([*cut_down(script, flags), "--quiet"])
+    made = [path.relative_to(".").as_posix() for path in Path().glob("**/*_seed_1/layers.15")]
+    of_1, of_2 = (f"checkpoints/pythia-{size}_from_pythia-" for size in ("1.4b", "2.8b"))
+    first = [f"first/{each}1.4b_seed_1/layers.15" for each in (of_1, of_2)]
+    full = [f"{each}{source}_seed_1/layers.15" for each in (of_1, of_2) for source in ("1.4b", "2.8b")]
+    assert sorted(made) == sorted(first + full)
+    for block in python_blocks(README):
+        exec(block, {"activations": torch.ones(3, 16)})
 
 
 @pytest.mark.slow

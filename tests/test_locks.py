@@ -43,6 +43,7 @@ def test_nothing_is_left_when_nothing_runs():
     """Between the data sets lie data sets."""
     with lock("a"), lock("b"):
         assert sorted(path.name for path in Path(".locks").iterdir()) == ["a.lock", "b.lock"]
+    lock("a").check_free()
     assert list(HERE.iterdir()) == []
     with pytest.raises(KeyError), lock():
         raise KeyError
@@ -52,8 +53,9 @@ def test_nothing_is_left_when_nothing_runs():
 def test_a_lock_that_is_held_is_refused_and_others_are_not():
     holder = started(hold_for_long)
     wait_for(Path("held"))
-    with pytest.raises(InputError, match=REFUSAL):
-        lock().acquire()
+    for take in (lock().acquire, lock().check_free):
+        with pytest.raises(InputError, match=REFUSAL):
+            take()
     with lock("b"):
         pass
     assert [path.name for path in Path(".locks").iterdir()] == ["a.lock"], "another's lock was taken away"

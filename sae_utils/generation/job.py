@@ -14,6 +14,7 @@ from sae_utils.disk import check_space, free_disk_bytes
 from sae_utils.distributed import Workers
 from sae_utils.errors import InputError, LockedError
 from sae_utils.files import being_removed
+from sae_utils.generated_data import open_samples
 from sae_utils.generation.data_card import write_data_card
 from sae_utils.generation.quality import measure_quality
 from sae_utils.generation.record import asked_settings, full_settings, make_record
@@ -140,7 +141,8 @@ def check_jobs(jobs: list[GenerationJob], workers: Workers) -> list[CheckedJob]:
     """Refuse, before any weights are loaded, what would fail later.
 
     Raises:
-        InputError: If a model is missing or unfit, cannot start a text, has too short a context, or two share a folder.
+        InputError: If a model is missing or unfit, cannot start a text, has too short a context, or two share a folder;
+            or if what stands in a folder cannot be continued (see `check_folder`).
     """
     folders: dict[Path, str] = {}
     checked = []
@@ -155,12 +157,39 @@ def check_jobs(jobs: list[GenerationJob], workers: Workers) -> list[CheckedJob]:
                 f"different --output_dir"
             )
         folders[job.folder] = job.model
+        if workers.is_main:
+            check_folder(job)
         memory = estimate_memory(config, job.dtype, job.settings.max_length)
         free = free_bytes(job.device)
         # One number for all processes: it says which samples are whose.
         n_rows = workers.agree(_rows_together(job, memory, free))
         checked.append(CheckedJob(job, memory, n_rows, free))
     return checked
+
+
+def check_folder(job: GenerationJob) -> None:
+    """Refuse what stands in a job's folder if the job cannot go on with it, as far as that is seen without the model.
+
+    Raises:
+        InputError: If it is not a data set of ours, was made with other settings, or is damaged.
+        LockedError: If another run is writing it.
+    """
+    growing = GrowingDataset(job.folder, {}, overwrite=job.overwrite)
+    if not job.overwrite and describe_if_finished(job):
+        return
+    growing.check_is_ours()
+    growing.lock.check_free()
+    if job.overwrite:
+        return
+    asked = asked_settings(job.reference, job.settings, job.dtype)
+    for where, record in ((growing.final, growing.record), (growing.work, growing.begun)):
+        if record is not None:
+            made = _part_of(record["settings"], asked)
+            check_same_settings(made, asked, where=where, remedy=OTHER_SETTINGS_REMEDY)
+    if growing.record is not None:
+        open_samples(growing.final, growing.record)
+    for shard in growing.parts():
+        shard.check()
 
 
 def run_job(checked: CheckedJob, workers: Workers, *, quiet: bool = False) -> str:
@@ -238,7 +267,7 @@ def tidy_up(job: GenerationJob) -> None:
 
 def _part_of(settings: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the recorded settings that are known without the model."""
-    return {name: settings[name] for name in asked}
+    return {name: settings.get(name) for name in asked}
 
 
 def _rows_together(job: GenerationJob, memory: MemoryEstimate, free: int | None) -> int:

@@ -164,7 +164,7 @@ class GrowingDataset:
 
     def _open(self) -> None:
         self._finish_interrupted_move()
-        self._check_is_ours()
+        self.check_is_ours()
         remedy = OTHER_SETTINGS_REMEDY
         if self.overwrite:
             remove_folder(self.work)
@@ -175,7 +175,7 @@ class GrowingDataset:
         for shard in self.parts():
             shard.check()
 
-    def _check_is_ours(self) -> None:
+    def check_is_ours(self) -> None:
         """Refuse folders under our names that something else made; not even --overwrite throws those away.
 
         Raises:
