@@ -8,14 +8,14 @@ from datasets import Dataset
 from sae_utils.files import write_text
 
 _CARD = """---
-language: en
 task_categories: [text-generation]
 tags: [sparse-autoencoder, synthetic, self-generated]
 ---
 # {name}
 
 Text sampled from **{model}** from its beginning-of-sequence token (`{bos_token}`) alone, without any prompt, to train
-sparse autoencoders on what the model itself says. It is the model's own output and carries its errors and biases.
+sparse autoencoders on what the model itself says. It is the model's own output, in whatever language it came out, and
+carries the model's errors and biases.
 
 | | |
 |---|---|
