@@ -95,7 +95,7 @@ def generate(args: argparse.Namespace) -> None:
 
         # 2. Say what will be done.  3. For each model: load, sample up to the goal, write, record.
         for job in jobs:
-            if workers.is_main:
+            if workers.is_main and (args.dry_run or not args.quiet):
                 print(job.describe(), flush=True)
             job.check_room()
         for job in [] if args.dry_run else jobs:

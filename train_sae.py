@@ -233,7 +233,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         cells = plan_grid(choice, settings, choose_dtype(args.dtype, device), device, workers)
         machines = find_machines(device, workers, **distribution)
         plan = describe_grid(cells, choice.seeds, machines, checkpoints.folder)
-    if workers.is_main:
+    if workers.is_main and (args.dry_run or not args.quiet):
         print(plan, flush=True)
     if not args.eval_only:
         check_room(cells, choice.seeds, machines, checkpoints)

@@ -77,7 +77,7 @@ def add_running_flags(parser: argparse.ArgumentParser) -> None:
     running.add_argument(
         "--dry_run", action="store_true", help="print what would be done and stop; --device cuda needs no GPU"
     )
-    running.add_argument("--quiet", action="store_true", help="no progress bars, no status lines")
+    running.add_argument("--quiet", action="store_true", help="print results, warnings and errors alone")
 
 
 def run_script(

@@ -342,6 +342,19 @@ def test_missing_data_set_names_those_that_exist_and_their_flags(tiny, capsys):
     assert "none of other at all; make it with: python generate_datasets.py --models ./other --seed 42" in error
 
 
+def test_quiet_leaves_the_results_and_what_is_wrong(tiny, capsys):
+    """Whoever asks for quiet reads every line that is left; without it, what will be done is said first."""
+    sampled = "datasets/tiny_42_1.0_0.9: 30 samples, "
+    generate("--n", "30")
+    assert "".join(capsys.readouterr()).startswith(sampled)
+    train("--num_seeds", "1")
+    assert capsys.readouterr() == ("", "")
+    refused(capsys, generate_datasets.main, ["--models", "./tiny", "--top_p", "2", "--quiet"])
+    loud = ["--models", "./tiny", "--max_length", "40", "--n", "30", "--output_dir", "loud"]
+    generate_datasets.main(loud)
+    assert capsys.readouterr().out.startswith("tiny -> loud/tiny_42_1.0_0.9\n")
+
+
 def test_dry_run_of_training_writes_no_checkpoint(tiny, capsys):
     generate("--num_tokens", "3000")
     train_sae.main([*TRAIN, "--dry_run"])
