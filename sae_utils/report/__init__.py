@@ -3,6 +3,7 @@
 In: a results folder, and the training curves beside the SAEs. Out: text, PNG and SVG files, `report.html`. Nothing is
 computed here that is not in the results already: no model, no data set and no weights are opened. Its files:
 
+    rounding      how every number is shown
     tables        tables on the terminal, numbers for W&B
     findings      results, read again for the report
     answer        the sentences of the report

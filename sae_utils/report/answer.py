@@ -1,6 +1,7 @@
 """The short answer: a sentence or two computed from the numbers, no stronger than they are."""
 
 from sae_utils.report.findings import Comparison, Findings, Spread
+from sae_utils.report.rounding import rounded
 
 REFERENCE = (
     "For orientation: on Pythia-160m (MLP of layer 6, 32k latents) the stricter ratio SFR-both was 0.07 after 0.8B "
@@ -21,13 +22,13 @@ def agreement_sentence(findings: Findings) -> str:
     worst = min(measured, key=_sfr)
     floors = Spread.of(each.of_pairs("sfr_floor").mean for each in measured if each.of_pairs("sfr_floor"))
     if _sfr(best) == _sfr(worst):
-        sentence = f"Found again from one seed to another, everywhere: {_count(best)} features (SFR {_sfr(best):.4f})."
-        return sentence + (f" Floor of untrained SAEs: at most {floors.high:.4f}." if floors else "")
-    sentence = (
-        f"Found again from one seed to another: at worst {_count(worst)} features (SFR {_sfr(worst):.3f}; "
-        f"{findings.label(worst)}), at best {_count(best)} (SFR {_sfr(best):.3f}; {findings.label(best)})."
-    )
-    return sentence + (f" Floor of untrained SAEs: at most {floors.high:.3f}." if floors else "")
+        sentence = f"Found again from one seed to another, everywhere: {_count(best)} features (SFR {_shown(best)})."
+    else:
+        sentence = (
+            f"Found again from one seed to another: at worst {_count(worst)} features (SFR {_shown(worst)}; "
+            f"{findings.label(worst)}), at best {_count(best)} (SFR {_shown(best)}; {findings.label(best)})."
+        )
+    return sentence + (f" Floor of untrained SAEs: at most {rounded(floors.high, 3)}." if floors else "")
 
 
 def source_sentence(findings: Findings) -> str | None:
@@ -36,7 +37,7 @@ def source_sentence(findings: Findings) -> str | None:
     Compared within each target and layer, because layers differ by far more than sources. None unless a target was
     trained on its own text and on something else.
     """
-    own, others, n_higher = [], [], 0
+    own, others, ties, n_higher = [], [], [], 0
     for target, _, members in findings.groups:
         sfr_of = {each.source: _sfr(each) for each in members if each.of_pairs("sfr")}
         if target not in sfr_of or len(sfr_of) < 2:
@@ -44,12 +45,16 @@ def source_sentence(findings: Findings) -> str | None:
         own.append(sfr_of.pop(target))
         others.extend(sfr_of.values())
         n_higher += own[-1] > max(sfr_of.values())
+        ties += [own[-1]] if own[-1] == max(sfr_of.values()) else []
     if not own:
         return None
-    return (
-        f"In {n_higher} of {len(own)} combinations of target and layer, the target's own text gives the highest SFR of "
-        f"all sources (mean {Spread.of(own).mean:.3f}; other sources {Spread.of(others).mean:.3f})."
-    )
+    means = f"(mean {rounded(Spread.of(own).mean, 3)}; other sources {rounded(Spread.of(others).mean, 3)})"
+    where, is_zero = f"of {len(own)} combinations of target and layer", not any(ties)
+    if len(ties) == len(own):
+        highest = "the highest SFR" + (", which is 0" if is_zero else "")
+        return f"In {len(ties)} {where}, the target's own text and another source tie for {highest} {means}."
+    tied = f", and in {len(ties)} it ties for it with another{', at 0' if is_zero else ''}" if ties else ""
+    return f"In {n_higher} {where}, the target's own text gives the highest SFR of all sources{tied} {means}."
 
 
 def caution_sentence(findings: Findings) -> str | None:
@@ -81,14 +86,16 @@ def diverged_sentence(findings: Findings) -> str | None:
 def _one(comparison: Comparison) -> str:
     """The sentence for a single comparison, which has room for counts."""
     floor = comparison.of_pairs("sfr_floor")
-    chance = f", floor {floor.mean:.3f}" if floor else ""
-    return (
-        f"{_count(comparison)} features are found again from one seed to another (SFR {_sfr(comparison):.3f}{chance})."
-    )
+    chance = f", floor {rounded(floor.mean, 3)}" if floor else ""
+    return f"{_count(comparison)} features are found again from one seed to another (SFR {_shown(comparison)}{chance})."
 
 
 def _sfr(comparison: Comparison) -> float:
     return comparison.of_pairs("sfr").mean
+
+
+def _shown(comparison: Comparison) -> str:
+    return rounded(_sfr(comparison), 3)
 
 
 def _count(comparison: Comparison) -> str:

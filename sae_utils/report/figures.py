@@ -10,6 +10,7 @@ import numpy as np
 from sae_utils.report import plots
 from sae_utils.report.drawing import INK, MUTED, SERIES, Chart, Key, Panel, save_chart
 from sae_utils.report.findings import Comparison, Findings, read_findings
+from sae_utils.report.rounding import rounded
 
 ROWS_WIDTH, PANEL_WIDTH = 9.5, 3.4
 """Inches: of a panel of rows that stands alone, and of panels side by side."""
@@ -61,7 +62,7 @@ def seed_agreement(findings: Findings, *, width: float | None = None) -> Chart |
             for each in members
         ]
         words = "; ".join(
-            f"{row.label}: {each.of_pairs('sfr').mean:.3f}" for row, each in zip(rows, members, strict=True)
+            f"{row.label}: {rounded(each.of_pairs('sfr').mean, 3)}" for row, each in zip(rows, members, strict=True)
         )
         panels.append(
             _rows_panel(target, rows, plots.draw_agreement, f"Shared feature ratio, {target}: {words}", width)
@@ -89,7 +90,7 @@ def training_curves(findings: Findings) -> Chart | None:
         ]
         if curves:
             words = f"FVU over training tokens, {target}, layer {layer}: " + "; ".join(
-                f"{each.source} ends at {next(iter(each.curves.values()))[1][-1]:.3f}"
+                f"{each.source} ends at {rounded(next(iter(each.curves.values()))[1][-1], 3)}"
                 for each in members
                 if each.curves
             )
@@ -121,7 +122,7 @@ def matched_cosines(findings: Findings) -> Chart | None:
             top=top,
             colour=source_colour(findings, each),
         )
-        panels.append(Panel(findings.label(each), draw, words + (f": mean {mean.mean:.3f}" if mean else "")))
+        panels.append(Panel(findings.label(each), draw, words + (f": mean {rounded(mean.mean, 3)}" if mean else "")))
     return _chart("matched_cosines", panels, [*series_keys(findings, seeds=False), Key("untrained", MUTED, "area")])
 
 

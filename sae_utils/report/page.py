@@ -14,6 +14,7 @@ from sae_utils.report.answer import agreement_sentence, caution_sentence, diverg
 from sae_utils.report.drawing import CSS_NAMES, Chart, inline_svg
 from sae_utils.report.feature_data import browser_data
 from sae_utils.report.findings import Comparison, Findings, Spread, read_findings
+from sae_utils.report.rounding import rounded
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -52,7 +53,7 @@ def render(findings: Findings) -> str:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    environment.filters |= {"exact": exact, "rounded": rounded}
+    environment.filters |= {"exact": exact, "typeset": typeset}
     charts = figures.make_charts(findings)
     return environment.get_template("report.html.j2").render(
         css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
@@ -78,16 +79,9 @@ def exact(value: float | Spread | None) -> float | None:
     return value.mean if isinstance(value, Spread) else value
 
 
-def rounded(value: float, decimals: int, *, is_share: bool = False) -> str:
-    """A number with fixed decimals and separators, a share as a percentage; what rounds to zero has no sign.
-
-    >>> rounded(1234.5, 1), rounded(0.125, 1, is_share=True), rounded(-0.00001, 2)
-    ('1,234.5', '12.5%', '0.00')
-    """
-    text = f"{100 * value:,.{decimals}f}%" if is_share else f"{value:,.{decimals}f}"
-    if not any(digit in text for digit in "123456789"):
-        text = text.lstrip("-")
-    return text.replace("-", "\N{MINUS SIGN}")
+def typeset(value: float, decimals: int, *, is_share: bool = False) -> str:
+    """A number as the page shows it: rounded, with a real minus sign."""
+    return rounded(value, decimals, is_share=is_share).replace("-", "\N{MINUS SIGN}")
 
 
 def grid_facts(findings: Findings) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from matplotlib.colors import LinearSegmentedColormap
 
 from sae_utils.report.drawing import GRID, INK, MUTED, PAPER, dash_style, stairs_dash
 from sae_utils.report.findings import Curve, Spread
+from sae_utils.report.rounding import rounded
 
 SHARED_COSINE = 0.7
 """Decoder cosine above which two matched features count as the same one (Cho et al. 2025)."""
@@ -44,7 +45,7 @@ def draw_agreement(ax: Axes, *, rows: Sequence[Row]) -> None:
         ax.plot([mean], [y], "o", color=row.colour, markersize=5.5)
         if row.reference is not None:
             ax.plot([row.reference], [y], "D", color=MUTED, markerfacecolor="none", markersize=3.6, mew=0.9)
-        _note(ax, f"{mean:.3f}", max(row.values), y, bbox=ON_PAPER)
+        _note(ax, rounded(mean, 3), max(row.values), y, bbox=ON_PAPER)
     _label_rows(ax, rows)
     ax.set_xlim(-0.012, 1.06)
     ax.set_xticks(np.linspace(0, 1, 6))
@@ -127,7 +128,7 @@ def draw_matrix(ax: Axes, *, matrix: Mapping[str, Mapping[str, Spread | None]]) 
     )
     ax.pcolormesh(means, cmap=SHADES, edgecolors="white", linewidth=1.5)
     for y, x in np.ndindex(means.shape):
-        ax.text(x + 0.5, y + 0.5, "n/a" if np.isnan(means[y, x]) else f"{means[y, x]:.3f}", ha="center", va="center")
+        ax.text(x + 0.5, y + 0.5, "n/a" if np.isnan(means[y, x]) else rounded(means[y, x], 3), ha="center", va="center")
     ax.set_xticks(np.arange(len(columns)) + 0.5, [_on_lines(name) for name in columns])
     ax.set_yticks(np.arange(len(rows)) + 0.5, [_on_lines(name) for name in rows])
     ax.tick_params(length=0)

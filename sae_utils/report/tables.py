@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sae_utils.comparison.results import Results
+from sae_utils.report.rounding import rounded
 
 _SAE_COLUMNS = ("target", "source", "layer", "seed", "FVU", "FVU w/o 1st", "CE recovered", "dead", "FFR", "path")
 _PAIR_COLUMNS = ("target", "source", "layer", "seeds", "SFR", "floor", "SFR live", "SFR both", "mean cosine")
@@ -63,8 +64,8 @@ def _sae_row(record: dict[str, Any]) -> tuple[str, ...]:
         _number(own["fvu"]),
         _number(own["fvu_without_first_position"]),
         _number(own["ce_recovered"]),
-        f"{own['dead_share']:.1%}",
-        f"{record['random_tokens']['ffr']:.2%}",
+        rounded(own["dead_share"], 1, is_share=True),
+        rounded(record["random_tokens"]["ffr"], 2, is_share=True),
         record["path"],
     )
 
@@ -89,4 +90,4 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"
+    return "undefined" if value is None else rounded(value, 4)

@@ -6,6 +6,7 @@ from report_fixture import edit_metrics, write_results
 
 from sae_utils.report.answer import agreement_sentence, caution_sentence, source_sentence
 from sae_utils.report.findings import Findings, read_findings
+from sae_utils.report.page import write_report
 
 
 def findings_with(tmp_path: Path, ratios: dict[tuple[str, int], float], **shape) -> Findings:
@@ -45,9 +46,33 @@ def test_several_comparisons_are_told_by_their_extremes(tmp_path):
 def test_equal_comparisons_have_no_best_and_worst(tmp_path):
     findings = findings_with(tmp_path, {("m", 7): 0.25, ("m", 15): 0.25})
     assert agreement_sentence(findings) == (
-        "Found again from one seed to another, everywhere: 64 of 256 features (SFR 0.2500). Floor of untrained SAEs: "
-        "at most 0.0156."
+        "Found again from one seed to another, everywhere: 64 of 256 features (SFR 0.250). Floor of untrained SAEs: "
+        "at most 0.016."
     )
+
+
+def test_a_tie_is_no_lost_comparison(tmp_path):
+    """ "In 0 of 2 the own text gives the highest" would say that another source does."""
+    zeros = findings_with(tmp_path / "0", {("m", 7): 0.0, ("web", 7): 0.0, ("m", 15): 0.0, ("web", 15): 0.0})
+    assert source_sentence(zeros) == (
+        "In 2 of 2 combinations of target and layer, the target's own text and another source tie for the highest SFR, "
+        "which is 0 (mean 0.000; other sources 0.000)."
+    )
+    some = findings_with(tmp_path / "1", {("m", 7): 0.25, ("web", 7): 0.25, ("m", 15): 0.25, ("web", 15): 0.5})
+    assert source_sentence(some) == (
+        "In 0 of 2 combinations of target and layer, the target's own text gives the highest SFR of all sources, and "
+        "in 1 it ties for it with another (mean 0.250; other sources 0.375)."
+    )
+
+
+def test_a_small_ratio_is_not_told_as_zero(tmp_path):
+    """One feature of 2,304 is found again; the table beside the sentence shows the same digits."""
+    results = write_results(tmp_path, layers=[7], n_features=1)
+    edit_metrics(results, lambda metrics: metrics["pairs"][0].update(sfr=1 / 2304, sfr_floor=0.0, n_latents=2304))
+    assert agreement_sentence(read_findings(results)) == (
+        "1 of 2,304 features are found again from one seed to another (SFR 0.0004, floor 0.000)."
+    )
+    assert ">0.0004</data>" in write_report(results).read_text()
 
 
 def test_few_training_tokens_come_with_a_caution_and_many_without(tmp_path):

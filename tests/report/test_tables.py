@@ -64,6 +64,15 @@ def test_tables_by_hand():
     ]
 
 
+def test_small_numbers_are_not_shown_as_zero():
+    """Nor zero as anything else."""
+    saes = [sae_record("tiny", 7, 0, dead_share=0.0001, fvu=0.00002)]
+    pairs = [pair_record("tiny", 7, sfr=0.00004, sfr_both=0.0)]
+    sae, pair = results_tables(results_of(saes, pairs), keys(saes)).splitlines()[2::4]
+    assert (sae.split()[4], sae.split()[7]) == ("0.00002", "0.01%")
+    assert (pair.split()[5], pair.split()[8]) == ("0.00004", "0.0000")
+
+
 def test_tables_show_the_saes_of_the_run_and_the_pairs_among_their_layers():
     saes = [sae_record(source, layer, seed) for source in ("tiny", "other") for layer in (7, 15) for seed in (0, 1)]
     pairs = [pair_record(source, layer) for source in ("tiny", "other") for layer in (15, 7)]

@@ -39,6 +39,10 @@
   const count = (n) => n.toLocaleString("en-US");
   const exactly = (n) => ({ minimumSignificantDigits: n, maximumSignificantDigits: n });
   const digits = (value, n) => (value === 0 ? "0" : value.toLocaleString("en-US", exactly(n)));
+  const fixed = (value, n) => { /* only zero itself is shown as zero, as everywhere else on the page */
+    const text = value.toFixed(n);
+    return value !== 0 && Number(text) === 0 ? digits(value, 1) : text;
+  };
   const share = (value) => (value === 0 ? "never" : `${digits(100 * value, 3)}%`);
 
   function make(tag, className, text) {
@@ -122,7 +126,7 @@
     };
     add("fires on", share(feature.rate));
     add("max activation", digits(feature.max, 3));
-    if (feature.cosine !== null) add("best cosine", feature.cosine.toFixed(3).replace("-", "−"));
+    if (feature.cosine !== null) add("best cosine", fixed(feature.cosine, 3).replace("-", "−"));
     add("partner", partnerElement(feature));
     add("on random tokens", share(feature.randomRate));
     card.append(numbers);
