@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from chromium import Chromium, find_chromium
+from matplotlib.image import imread
 from report_fixture import HOSTILE, write_results
 
 from sae_utils.report.page import write_report
@@ -162,6 +163,32 @@ def test_no_sideways_scrolling_and_readable_text(browser, large_page, width, sch
     assert contrast(label, paper) > 4.5
     peak = browser.run("getComputedStyle(document.querySelector('.token.peak.active')).backgroundColor")
     assert contrast(ink, peak) > 4.5
+
+
+def edge_brightness(browser: Chromium, path: Path) -> float:
+    """Of the brightest pixel in a column 3 pixels inside the answer table's right edge, 0 to 1; text is darker."""
+    box = browser.run(
+        "(({right, top, bottom}) => [right, top, bottom])"
+        "(document.querySelector('#answer .scroll').getBoundingClientRect())"
+    )
+    browser.screenshot(path)
+    right, top, bottom = (round(each) for each in box)
+    return float(imread(path)[max(top, 60) : min(bottom, 790), right - 3, :3].mean(axis=-1).max())
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_an_edge_beyond_which_a_table_goes_on_has_a_shadow(browser, large_page, tmp_path):
+    """A phone shows no scroll bar until it is touched: half of the numbers would not be looked for."""
+    scroll = "document.querySelector('#answer .scroll')"
+    browser.open(large_page, width=1200)
+    browser.run(f"{scroll}.scrollIntoView()")
+    plain = edge_brightness(browser, tmp_path / "wide.png")
+    browser.open(large_page, width=390)
+    browser.run(f"{scroll}.scrollIntoView()")
+    assert edge_brightness(browser, tmp_path / "more.png") < plain - 0.1
+    browser.run(f"{scroll}.scrollLeft = 9999")
+    assert edge_brightness(browser, tmp_path / "end.png") == plain > 0.9
 
 
 def contrast(first: str, second: str) -> float:
