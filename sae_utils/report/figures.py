@@ -39,8 +39,8 @@ def make_charts(findings: Findings) -> list[Chart]:
         seed_agreement,
         training_curves,
         matched_cosines,
-        partial(source_matrix, name="fvu", title="FVU"),
-        partial(source_matrix, name="ce_recovered", title="CE recovered"),
+        partial(source_matrix, name="fvu", title="FVU", is_high_good=False),
+        partial(source_matrix, name="ce_recovered", title="CE recovered", is_high_good=True),
         firing_rates,
         fake_features,
     )
@@ -126,8 +126,11 @@ def matched_cosines(findings: Findings) -> Chart | None:
     return _chart("matched_cosines", panels, [*series_keys(findings, seeds=False), Key("untrained", MUTED, "area")])
 
 
-def source_matrix(findings: Findings, *, name: str, title: str) -> Chart | None:
-    """A number for every train source on every eval source, mean over seeds; one panel a target and layer."""
+def source_matrix(findings: Findings, *, name: str, title: str, is_high_good: bool) -> Chart | None:
+    """A number for every train source on every eval source, mean over seeds; one panel a target and layer.
+
+    A stronger colour is a better number, whatever the number is.
+    """
     columns = findings.eval_sources
     panels = []
     for target, layer, members in findings.groups:
@@ -135,9 +138,10 @@ def source_matrix(findings: Findings, *, name: str, title: str) -> Chart | None:
         if len(columns) > 1 and any(cell for row in matrix.values() for cell in row.values()):
             words = f"{title} of {target}, layer {layer}, by train source and eval source"
             size = (PANEL_WIDTH, 1.3 + 0.35 * len(members))
-            draw = partial(plots.draw_matrix, matrix=matrix)
+            draw = partial(plots.draw_matrix, matrix=matrix, is_high_good=is_high_good)
             panels.append(Panel(f"{title}, {findings.group_label(target, layer)}", draw, words, size))
-    return _chart(f"sources_{name}", panels, n_columns=2)
+    legend = [Key("a stronger colour is a better number, within each panel", plots.BEST_SHADE, "area")]
+    return _chart(f"sources_{name}", panels, legend, n_columns=2)
 
 
 def firing_rates(findings: Findings) -> Chart | None:

@@ -19,12 +19,12 @@ from sae_utils.report.rounding import rounded
 TEMPLATES = Path(__file__).parent / "templates"
 
 MATRICES = (
-    ("fvu", "FVU", "no unit; 0 is perfect", 3),
-    ("fvu_without_first_position", "FVU without first position", "no unit; 0 is perfect", 3),
-    ("ce_recovered", "CE recovered", "no unit; 1 is perfect", 3),
-    ("ce_diff_nats", "CE difference", "nats per token; 0 is perfect", 3),
+    ("fvu", "FVU", "no unit; 0 is perfect", False),
+    ("fvu_without_first_position", "FVU without first position", "no unit; 0 is perfect", False),
+    ("ce_recovered", "CE recovered", "no unit; 1 is perfect", True),
+    ("ce_diff_nats", "CE difference", "nats per token; 0 is perfect", False),
 )
-"""Numbers shown for every train source on every eval source: name, title, unit, decimals."""
+"""Numbers shown for every train source on every eval source: name, title, unit, whether a high one is good."""
 
 THRESHOLDS = ("0.5", "0.6", "0.7", "0.8", "0.9")
 
@@ -110,7 +110,7 @@ def source_matrices(findings: Findings) -> list[dict[str, Any]]:
         return []
     groups = []
     for target, layer, members in findings.groups:
-        tables = [_matrix(members, columns, name, title, unit, decimals) for name, title, unit, decimals in MATRICES]
+        tables = [_matrix(members, columns, *numbers) for numbers in MATRICES]
         groups.append({"target": target, "layer": layer, "tables": [table for table in tables if table]})
     return groups
 
@@ -136,25 +136,30 @@ def _drawn(chart: Chart, name: str) -> dict[str, Any]:
 
 
 def _matrix(
-    members: list[Comparison], columns: list[str], name: str, title: str, unit: str, decimals: int
+    members: list[Comparison], columns: list[str], name: str, title: str, unit: str, is_high_good: bool
 ) -> dict[str, Any] | None:
-    """One table with, per cell, the number over seeds and its place between the smallest and largest of the table."""
+    """One table with, per cell, the number over seeds and its place between the worst and the best of the table."""
     cells = [[each.of_evaluations(name, column) for column in columns] for each in members]
     known = [cell.mean for row in cells for cell in row if cell]
     if not known:
         return None
-    low, extent = min(known), (max(known) - min(known)) or 1.0
+    worst, best = (min(known), max(known)) if is_high_good else (max(known), min(known))
+    extent = abs(best - worst) or 1.0
     rows = [
         {
             "source": each.source,
             "cells": [
-                {"value": cell, "shade": (cell.mean - low) / extent if cell else 0, "is_own": column == each.source}
+                {
+                    "value": cell,
+                    "shade": abs(cell.mean - worst) / extent if cell else 0,
+                    "is_own": column == each.source,
+                }
                 for cell, column in zip(row, columns, strict=True)
             ],
         }
         for each, row in zip(members, cells, strict=True)
     ]
-    return {"title": title, "unit": unit, "decimals": decimals, "columns": columns, "rows": rows}
+    return {"title": title, "unit": unit, "columns": columns, "rows": rows}
 
 
 def _range(values: list[int | None]) -> str:

@@ -16,7 +16,8 @@ SHARED_COSINE = 0.7
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
-SHADES = LinearSegmentedColormap.from_list("shades", ["#f4f8fb", "#6fb1dc"])  # dark text stays readable on all of it
+BEST_SHADE = "#6fb1dc"  # dark text stays readable on it
+SHADES = LinearSegmentedColormap.from_list("shades", ["#f4f8fb", BEST_SHADE])
 
 ON_PAPER = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}
 """Ground of a number that stands on a line."""
@@ -120,13 +121,13 @@ def draw_rates(ax: Axes, *, rates: Sequence[tuple[np.ndarray, str, int]], bins: 
     ax.set_ylabel("latents (% per fifth of a decade)")
 
 
-def draw_matrix(ax: Axes, *, matrix: Mapping[str, Mapping[str, Spread | None]]) -> None:
-    """Means by train source and eval source, printed on shades from the smallest of the matrix to its largest."""
+def draw_matrix(ax: Axes, *, matrix: Mapping[str, Mapping[str, Spread | None]], is_high_good: bool) -> None:
+    """Means by train source and eval source, printed on shades from the worst of the matrix to its best."""
     rows, columns = list(matrix), list(next(iter(matrix.values())))
     means = np.array(
         [[np.nan if (cell := matrix[row][column]) is None else cell.mean for column in columns] for row in rows]
     )
-    ax.pcolormesh(means, cmap=SHADES, edgecolors="white", linewidth=1.5)
+    ax.pcolormesh(means if is_high_good else -means, cmap=SHADES, edgecolors="white", linewidth=1.5)
     for y, x in np.ndindex(means.shape):
         ax.text(x + 0.5, y + 0.5, "n/a" if np.isnan(means[y, x]) else rounded(means[y, x], 3), ha="center", va="center")
     ax.set_xticks(np.arange(len(columns)) + 0.5, [_on_lines(name) for name in columns])

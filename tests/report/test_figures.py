@@ -143,6 +143,21 @@ def test_trained_histograms_are_shown_whole(results):
         assert trained.sum() == pytest.approx(100) and floor.sum() == pytest.approx(100)
 
 
+@pytest.mark.parametrize(("name", "best"), [("fvu", min), ("ce_recovered", max)])
+def test_the_best_number_of_a_matrix_is_the_darkest(results, name, best):
+    """In every figure alike, which its legend says."""
+    chart = next(chart for chart in make_charts(read_findings(results)) if chart.name == f"sources_{name}")
+    assert [key.label for key in chart.legend] == ["a stronger colour is a better number, within each panel"]
+    for panel in chart.panels:
+        figure = Figure()
+        ax = figure.subplots()
+        panel.draw(ax)
+        figure.draw_without_rendering()
+        brightness = ax.collections[0].get_facecolor()[:, :3].sum(axis=1)
+        shown = [float(text.get_text()) for text in ax.texts]
+        assert shown[int(brightness.argmin())] == best(shown)
+
+
 def test_cosines_beyond_one_by_rounding_are_counted():
     """float32 gives 1.0000001 for identical rows; a histogram that drops them loses the features that agree best."""
     heights = plots.percent_in_bins(np.array([0.5, 1.0000001]), np.linspace(0, 1, 11))

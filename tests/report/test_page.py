@@ -167,6 +167,21 @@ def test_a_partner_is_linked_only_if_it_is_in_the_page(tmp_path):
     assert linked
 
 
+def test_a_stronger_colour_is_a_better_number_in_every_table(tmp_path):
+    """A high FVU is bad and a high CE recovered is good: by size, a dark cell would mean both."""
+    results = write_results(tmp_path, text_sources=["corpus"], layers=[7], n_features=1)
+    text = write_report(results).read_text()
+    assert "a stronger colour is a better number" in text
+    tables = re.findall(r'<table class="matrix">.*?</table>', text, flags=re.DOTALL)
+    assert len(tables) == 4
+    for table in tables:
+        cells = re.findall(r'--shade: ([\d.]+)".*?<data value="([^"]+)"', table)
+        shades = [float(shade) for shade, _ in sorted(cells, key=lambda cell: float(cell[1]))]
+        is_high_good = "CE recovered" in table
+        assert shades == sorted(shades, reverse=not is_high_good)
+        assert {min(shades), max(shades)} == {0, 1}
+
+
 def test_hostile_names_and_tokens_stay_text(tmp_path):
     name = "a <script>$x_1$ & \"b\" {{ 7 * 7 }} 'c'"
     page = Page(write_report(write_results(tmp_path, targets=[name], sources=[name], hostile=True, n_features=3)))
