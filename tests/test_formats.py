@@ -385,7 +385,7 @@ def test_every_number_is_defined():
     """A number that can be read in two ways is not a result."""
     metrics, quality = read("results/metrics.json"), read(f"{DATASET}/generation.json")["quality"]
     sae, pair = metrics["saes"][0], metrics["pairs"][0]
-    evaluation = numbers(sae["evaluations"][0], "eval_source", "eval_fingerprint")
+    evaluation = numbers(sae["evaluations"][0], "eval_source", "eval_fingerprint", "is_tokenized_again")
     assert evaluation == defined("Per SAE and source, on held-out tokens")
     assert set(sae["random_tokens"]) == defined("Per SAE, on random tokens")
     assert numbers(pair, "weights_fingerprints") == defined("Per pair of seeds")

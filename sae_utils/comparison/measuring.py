@@ -97,7 +97,11 @@ def evaluate_on(group: Group, source: Source, results: Results) -> None:
             if not all(math.isfinite(value) for value in numbers.values() if isinstance(value, float)):
                 _set_diverged(results, key, True)  # its reconstructions are finite, and the model breaks on them
                 continue
-            about = {"eval_source": source.name, "eval_fingerprint": source.fingerprint}
+            about = {
+                "eval_source": source.name,
+                "eval_fingerprint": source.fingerprint,
+                "is_tokenized_again": source.is_tokenized_again(target.tokenizer),
+            }
             _, source_name, layer, seed = key
             record = results.saes[key]
             others = [each for each in record["evaluations"] if each["eval_source"] != source.name]

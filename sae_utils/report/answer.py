@@ -57,6 +57,23 @@ def source_sentence(findings: Findings) -> str | None:
     return f"In {n_higher} {where}, the target's own text gives the highest SFR of all sources{tied} {means}."
 
 
+def tokenized_again_sentence(findings: Findings) -> str | None:
+    """Which sources a target read in other tokens than they were sampled in; None if none, or if it is not known."""
+    again = dict.fromkeys(
+        (each["eval_source"], sae["target"])
+        for sae in findings.saes
+        for each in sae.get("evaluations") or []
+        if each.get("is_tokenized_again")
+    )
+    if not again:
+        return None
+    named = "; ".join(f"{source} for {target}" for source, target in again)
+    return (
+        f"Tokenized again, as source and target have different tokenizers: {named}. There, SAEs were trained and "
+        f"measured on the target's tokens of the texts, not on the ids that were sampled."
+    )
+
+
 def caution_sentence(findings: Findings) -> str | None:
     """That few training tokens make a low SFR; None if there were many, or if no SFR was measured."""
     tokens = Spread.of(sae.get("n_train_tokens") for sae in findings.saes)

@@ -10,7 +10,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sae_utils.files import write_text
 from sae_utils.report import figures
-from sae_utils.report.answer import agreement_sentence, caution_sentence, diverged_sentence, source_sentence
+from sae_utils.report.answer import (
+    agreement_sentence,
+    caution_sentence,
+    diverged_sentence,
+    source_sentence,
+    tokenized_again_sentence,
+)
 from sae_utils.report.drawing import CSS_NAMES, Chart, inline_svg
 from sae_utils.report.feature_data import browser_data
 from sae_utils.report.findings import Comparison, Findings, Spread, read_findings
@@ -63,6 +69,7 @@ def render(findings: Findings) -> str:
         sentences=[agreement_sentence(findings), source_sentence(findings)],
         caution=caution_sentence(findings),
         diverged=diverged_sentence(findings),
+        tokenized_again=tokenized_again_sentence(findings),
         matrices=source_matrices(findings),
         charts=inline_charts(charts, findings),
         chart_names={chart.name for chart in charts},

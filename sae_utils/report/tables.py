@@ -38,7 +38,11 @@ def wandb_summary(results: Results, target: str, source: str) -> dict[str, Any]:
             continue
         name = f"layers.{record['layer']}/seed_{record['seed']}"
         for evaluation in record["evaluations"]:
-            numbers = {what: value for what, value in evaluation.items() if isinstance(value, int | float)}
+            numbers = {
+                what: value
+                for what, value in evaluation.items()
+                if isinstance(value, int | float) and not isinstance(value, bool)
+            }
             summary |= {f"eval/{evaluation['eval_source']}/{what}/{name}": value for what, value in numbers.items()}
         random_tokens = record["random_tokens"] or {}  # none of an SAE of another run that was stopped
         summary |= {f"random_tokens/{what}/{name}": value for what, value in random_tokens.items()}

@@ -60,6 +60,10 @@ class Source:
         """Whether it was sampled from a model and so has ids of its own."""
         return self.tokenizer_fingerprint is not None
 
+    def is_tokenized_again(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Whether its ids mean something else to a target, so that its texts are read with the target's tokenizer."""
+        return self.is_generated and self.tokenizer_fingerprint != fingerprint_tokenizer(tokenizer)
+
     @property
     def form(self) -> Form:
         """How much of a generated data set it is."""

@@ -109,7 +109,8 @@ def test_numbers_of_an_sae_are_those_of_the_single_functions(grid, source, layer
         measured = measure_reconstruction(target.model, hooked, tokens, **options)
         means = {name: each.all.mean for name, each in measured.layers.items()}
         spliced = measure_splices(target.model, hooked, tokens, means, **options)[0]
-        about = {name: found[name] for name in ("eval_source", "eval_fingerprint")}
+        about = {name: found[name] for name in ("eval_source", "eval_fingerprint", "is_tokenized_again")}
+        assert about["is_tokenized_again"] == (found["eval_source"] == "other"), "which has a tokenizer of its own"
         assert found == about | measured.saes[0].record() | spliced
         if found["eval_source"] == source:
             stored = arrays(source, layer)

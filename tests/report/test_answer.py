@@ -1,10 +1,16 @@
 """The sentences of the short answer: computed from the numbers, and no stronger than they are."""
 
+import html
 from pathlib import Path
 
 from report_fixture import edit_metrics, write_results
 
-from sae_utils.report.answer import agreement_sentence, caution_sentence, source_sentence
+from sae_utils.report.answer import (
+    agreement_sentence,
+    caution_sentence,
+    source_sentence,
+    tokenized_again_sentence,
+)
 from sae_utils.report.findings import Findings, read_findings
 from sae_utils.report.page import write_report
 
@@ -73,6 +79,23 @@ def test_a_small_ratio_is_not_told_as_zero(tmp_path):
         "1 of 2,304 features are found again from one seed to another (SFR 0.0004, floor 0.000)."
     )
     assert ">0.0004</data>" in write_report(results).read_text()
+
+
+def test_sources_that_were_tokenized_again_are_named_with_the_target(tmp_path):
+    """Their token counts, and what an SAE saw of them, are not those of the data set that is listed."""
+    results = write_results(tmp_path, targets=["a", "b"], sources=["a", "b"], layers=[7], n_features=1)
+    assert tokenized_again_sentence(read_findings(results)) is None  # measured before it was recorded
+
+    def record(metrics):
+        for sae in metrics["saes"]:
+            for each in sae["evaluations"]:
+                each["is_tokenized_again"] = (sae["target"], each["eval_source"]) == ("b", "a")
+
+    edit_metrics(results, record)
+    sentence = tokenized_again_sentence(read_findings(results))
+    assert sentence.startswith("Tokenized again, as source and target have different tokenizers: a for b. There,")
+    data = write_report(results).read_text().split('<section id="data"')[1].split("</section>")[0]
+    assert sentence in html.unescape(data)
 
 
 def test_few_training_tokens_come_with_a_caution_and_many_without(tmp_path):

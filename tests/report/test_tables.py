@@ -17,7 +17,7 @@ def sae_record(source: str, layer: int, seed: int, **own) -> dict:
         "path": f"checkpoints/tiny_from_{source}_seed_{seed}/layers.{layer}",
         "evaluations": [
             {"eval_source": other, "eval_fingerprint": "01"} | numbers | {"fvu": 0.75},
-            {"eval_source": source, "eval_fingerprint": "23"} | numbers | own,
+            {"eval_source": source, "eval_fingerprint": "23", "is_tokenized_again": True} | numbers | own,
         ],
         "random_tokens": {"n_tokens": 2000, "ffr": 0.0125, "n_fake": 3},
     }
