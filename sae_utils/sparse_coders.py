@@ -16,13 +16,12 @@ from sae_utils.dependencies import check_sparsify
 check_sparsify()
 with contextlib.redirect_stdout(io.StringIO()):
     from sparsify import SparseCoder, SparseCoderConfig, TrainConfig, Trainer, sparse_coder
-    from sparsify.data import chunk_and_tokenize
     from sparsify.muon import Muon
     from sparsify.sparse_coder import ForwardOutput
     from sparsify.utils import decoder_impl as decode_on_gpu
     from sparsify.utils import eager_decode
 
-__all__ = ["ForwardOutput", "Muon", "SparseCoder", "SparseCoderConfig", "TrainConfig", "Trainer", "chunk_and_tokenize"]
+__all__ = ["ForwardOutput", "Muon", "SparseCoder", "SparseCoderConfig", "TrainConfig", "Trainer"]
 
 
 def decode_where_it_is(top_indices: Tensor, top_acts: Tensor, W_dec: Tensor) -> Tensor:  # noqa: N803 sparsify's name

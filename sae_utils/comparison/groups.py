@@ -99,8 +99,7 @@ class Group:
     def held_out(self, source: Source, target: LoadedModel) -> Chunks:
         """The last sequences of a source, which no SAE of the group was trained on."""
         _, _, ctx_len, n_tokens = self.saes[0].eval_shape
-        vocab_size = target.model.config.vocab_size
-        chunks = pack_source(source, target.tokenizer, vocab_size, ctx_len, self.settings.where.packs)
+        chunks = pack_source(source, target.tokenizer, target.model.config, ctx_len, self.settings.where.packs).chunks
         start = len(chunks) - n_tokens // ctx_len
         if start < 0:
             logger.warning(

@@ -9,6 +9,7 @@ import torch
 from sae_utils.errors import InputError, MissingInputError
 from sae_utils.files import DamagedFileError, Record, check_file, check_files, checksum_file, read_record, reading
 from sae_utils.paths import seed_dir
+from sae_utils.sources.rows import PACKING_RULE
 from sae_utils.sparse_coders import SparseCoder
 
 WEIGHTS_FILE = "sae.safetensors"
@@ -139,6 +140,11 @@ def _read_folder(folder: Path) -> list[TrainedSae]:
     )
     for name in ("dtype", "ctx_len", "n_eval_tokens"):
         run["settings"][name]
+    if (rule := run["settings"].get("packing_rule", 1)) != PACKING_RULE:
+        raise InputError(
+            f"{folder} was trained on rows that were packed by rule {rule}, and this version packs by rule "
+            f"{PACKING_RULE}, so the tokens held out from it are other ones; train it anew, with --overwrite"
+        )
     check_files(folder, run.get("checksums", {}), remedy)
     return [_read_sae(folder, run, record, remedy) for record in run["saes"]]
 

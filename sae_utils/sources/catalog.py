@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from sae_utils.errors import InputError, MissingInputError
 from sae_utils.generated_data import (
@@ -20,9 +20,10 @@ from sae_utils.generated_data import (
 )
 from sae_utils.models import fingerprint_tokenizer
 from sae_utils.paths import DatasetKey, find_datasets, short_name
-from sae_utils.sources.corpora import TEXT_COLUMN, corpus_name, explained, fingerprint_texts, load_texts, tokenize_texts
-from sae_utils.sources.packing import Chunks, sampled_ids
-from sae_utils.sources.packs import Packs
+from sae_utils.sources.corpora import TEXT_COLUMN, corpus_name, explained, fingerprint_texts, load_texts
+from sae_utils.sources.documents import sampled_documents, tokenized_documents
+from sae_utils.sources.packs import Packed, Packs
+from sae_utils.sources.rows import find_delimiters
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,8 @@ class Source:
     tokenizer_fingerprint: str | None = None
     """Hash of the vocabulary its ids belong to; None for a corpus."""
 
-    bos_id: int | None = None
-    """Token that starts every sample; None for a corpus."""
+    eos_ids: tuple[int, ...] = ()
+    """Tokens that may end a sample; none for a corpus."""
 
     last_text: str | None = None
     """Text of the last sample, if a token budget cut it."""
@@ -181,7 +182,7 @@ def read_generated(folder: Path) -> Source:
         n_tokens=record["n_tokens"],
         fingerprint=record["fingerprint"],
         tokenizer_fingerprint=record["settings"]["tokenizer_fingerprint"],
-        bos_id=record["settings"]["bos_id"],
+        eos_ids=tuple(record["settings"]["eos_ids"]),
         last_text=(record["cut_sample"] or {}).get("text"),
     )
 
@@ -213,67 +214,56 @@ def open_source(source: Source) -> Dataset:
 
 
 def pack_source(
-    source: Source, tokenizer: PreTrainedTokenizerBase, vocab_size: int, ctx_len: int, packs: Packs
-) -> Chunks:
-    """Sequences of `ctx_len` tokens of a source in a target's own ids, packed on first use and mapped from then on.
+    source: Source, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, ctx_len: int, packs: Packs
+) -> Packed:
+    """A source as rows of `ctx_len` tokens in a target's own ids, packed on first use and mapped from then on.
 
     The sampled ids are used as they are when both tokenizers give ids the same meaning (compared by content). Otherwise
-    the texts are tokenized with the target's tokenizer, which is logged.
+    the texts are tokenized with the target's tokenizer, which is logged. Either way the same rule makes documents into
+    rows (`rows.py`).
 
     Args:
         source: What is packed.
         tokenizer: The target's.
-        vocab_size: Ids that the target knows.
-        ctx_len: Tokens per sequence.
-        packs: Where they are kept.
+        config: The target's.
+        ctx_len: Tokens per row.
+        packs: Where packed sequences are kept.
 
     Raises:
-        InputError: If the source does not fill one sequence, or has ids that the target does not know.
+        InputError: If the source does not fill one row, or has ids that the target does not know.
     """
     target = fingerprint_tokenizer(tokenizer)
+    is_own = source.tokenizer_fingerprint == target
 
-    def sampled() -> tuple[Iterator[np.ndarray], int]:
-        rows, ids = open_source(source), {"bos_id": source.bos_id, "eos_id": tokenizer.eos_token_id}
-        n_tokens = 0
-        for each in sampled_ids(rows, **ids):
-            _check_known(each, vocab_size, source)
-            n_tokens += len(each)
-        _check_fills_one(n_tokens, ctx_len, source)
-        return sampled_ids(rows, **ids), n_tokens // ctx_len
+    def documents() -> Iterator[list[np.ndarray]]:
+        for some in sampled_documents(open_source(source), source.eos_ids) if is_own else tokenized():
+            _check_known(some, config.vocab_size, source)
+            yield some
 
-    def tokenized() -> tuple[Iterator[np.ndarray], int]:
+    def tokenized() -> Iterator[list[np.ndarray]]:
         if source.is_generated:
             logger.warning(
                 "%s: its tokenizer is not the target's, so its texts are tokenized again; token counts are the "
                 "target's",
                 source.name,
             )
-            texts = open_source(source).select_columns([TEXT_COLUMN])
+            texts = open_source(source)
         else:
             logger.info("%s: tokenizing %s texts with the target's tokenizer", source.name, f"{source.n_samples:,}")
             texts = load_texts(source.reference, packs.texts_folder)
-        rows = tokenize_texts(texts, tokenizer, ctx_len).with_format("numpy")
-        return (row["input_ids"] for row in rows), len(rows)
+        return tokenized_documents(texts.select_columns([TEXT_COLUMN]), tokenizer)
 
     name = f"{source.name}_{source.fingerprint}_{target}_{ctx_len}"
-    return packs.get(name, sampled if source.tokenizer_fingerprint == target else tokenized, ctx_len=ctx_len)
+    return packs.get(name, documents, find_delimiters(tokenizer, config), ctx_len, reference=source.reference)
 
 
-def _check_known(ids: np.ndarray, vocab_size: int, source: Source) -> None:
+def _check_known(documents: Sequence[np.ndarray], vocab_size: int, source: Source) -> None:
     """Refuse ids that a target has no embedding for, before they reach it: on a GPU they end the process."""
+    ids = np.concatenate(documents)
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
         raise InputError(
             f"{source.reference} has token ids from {ids.min()} to {ids.max()}, and the target knows 0 .. "
             f"{vocab_size - 1}; it is not the data set of this model: sample it anew"
-        )
-
-
-def _check_fills_one(n_tokens: int, ctx_len: int, source: Source) -> None:
-    """Refuse a source that is shorter than one sequence."""
-    if n_tokens < ctx_len:
-        raise InputError(
-            f"{source.reference} gives {n_tokens:,} training tokens, less than one sequence of --ctx_len {ctx_len}; "
-            f"lower --ctx_len, or generate more"
         )
 
 

@@ -8,21 +8,16 @@ from pathlib import Path
 
 import datasets
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-from transformers import PreTrainedTokenizerBase
 
 from sae_utils.disk import is_disk_full
 from sae_utils.errors import InputError, MissingInputError, first_line
 from sae_utils.files import READING_ERRORS
 from sae_utils.memory import is_out_of_memory
-from sae_utils.sparse_coders import chunk_and_tokenize
 
 READERS = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
 """File endings, and what `datasets` calls their readers."""
 
 TEXT_COLUMN = "text"
-
-ROWS_PER_BATCH = 2048
-"""Rows that `chunk_and_tokenize` joins at a time; it drops what is left of each batch after the last whole sequence."""
 
 
 def load_texts(reference: str, cache_dir: Path) -> Dataset:
@@ -74,32 +69,6 @@ def fingerprint_texts(rows: Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
-def tokenize_texts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, ctx_len: int) -> Dataset:
-    """Texts in a model's ids, in sequences of `ctx_len`, each text after the tokenizer's EOS.
-
-    Source: `chunk_and_tokenize` in EleutherAI/sparsify, `data.py`; called, with all its defaults but the length. It
-    works on 2,048 texts at a time and fails if the last few do not fill a sequence; here these are dropped, as what is
-    left over of every other batch is.
-
-    Raises:
-        InputError: If the texts do not fill one sequence.
-    """
-    if tokenizer.model_max_length < ctx_len:
-        raise InputError(
-            f"--ctx_len must be at most {tokenizer.model_max_length}, what the target's tokenizer takes, got {ctx_len}"
-        )
-    n_in_whole_batches = len(rows) - len(rows) % ROWS_PER_BATCH
-    parts = [range(n_in_whole_batches), range(n_in_whole_batches, len(rows))]
-    with uncached():
-        chunked = [_chunked(rows.select(part), tokenizer, ctx_len) for part in parts if part]
-    if not (filled := [part for part in chunked if part is not None]):
-        raise InputError(
-            f"a source does not fill one sequence of --ctx_len {ctx_len} in the target's tokens; lower --ctx_len, or "
-            f"give more text"
-        )
-    return datasets.concatenate_datasets(filled)
-
-
 @contextlib.contextmanager
 def explained(reference: str, cache_dir: Path) -> Iterator[None]:
     """Turn whatever `datasets` raises while a corpus is read into one line.
@@ -135,16 +104,6 @@ def uncached() -> Iterator[None]:
     finally:
         if was_enabled:
             datasets.enable_caching()
-
-
-def _chunked(rows: Dataset, tokenizer: PreTrainedTokenizerBase, ctx_len: int) -> Dataset | None:
-    """`chunk_and_tokenize`; None if the texts do not fill one sequence."""
-    try:
-        return chunk_and_tokenize(rows, tokenizer, max_seq_len=ctx_len, num_proc=None, load_from_cache_file=False)
-    except ValueError as err:
-        if "Not enough data" not in str(err):
-            raise
-        return None
 
 
 def _is_hub_id(reference: str) -> bool:

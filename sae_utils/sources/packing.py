@@ -1,15 +1,11 @@
-"""Token ids of a data set packed into training sequences of one length, without padding.
+"""Packed sequences: rows of token ids on disk, memory-mapped, handed out for training and for evaluation."""
 
-Samples follow each other, each starting with its BOS; the stream is cut every `ctx_len` tokens, whatever falls there,
-and the tokens after the last whole sequence are dropped. Packed once, the sequences are memory-mapped from then on.
-"""
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 
 from sae_utils.files import written_whole
@@ -90,49 +86,36 @@ class ChunksOnDevice(Chunks):
         return (ids.pin_memory() if self.device.type == "cuda" else ids).to(self.device, non_blocking=True)
 
 
-def pack_tokens(rows: Iterator[np.ndarray], ctx_len: int, n_chunks: int, path: Path) -> Chunks:
-    """Write a stream of token arrays as `n_chunks` sequences to `path`, complete or not at all, and map them.
+def write_chunks(rows: Iterable[np.ndarray], ctx_len: int, path: Path) -> Chunks:
+    """Write rows as packed sequences to `path`, complete or not at all, and map them.
 
     Args:
-        rows: int32 arrays `(any,)`, in order; their concatenation is cut.
-        ctx_len: Tokens per sequence.
-        n_chunks: Sequences to write; `rows` must hold at least `n_chunks * ctx_len` tokens.
+        rows: int32 `(ctx_len,)` each; how many is not known before.
+        ctx_len: Tokens per row.
         path: `.npy` file to make.
     """
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False}
-    n_left = n_chunks * ctx_len
-    with written_whole(path, n_bytes=4 * n_left) as file, open(file.scratch, "wb") as packed:
-        np.lib.format.write_array_header_1_0(packed, header | {"shape": (n_chunks, ctx_len)})
+    with written_whole(path) as file, open(file.scratch, "wb") as packed:
+        _write_header(packed, 0, ctx_len)
+        n_rows = 0
         for row in rows:
-            piece = np.ascontiguousarray(row[:n_left], dtype=np.int32)
-            packed.write(piece)  # into a mapped file, a full disk would end the process without a word
-            n_left -= len(piece)
-            if not n_left:
-                break
-        assert not n_left, f"{n_left} places without tokens"
+            packed.write(np.ascontiguousarray(row, dtype=np.int32))  # into a mapped file, a full disk would end us
+            n_rows += 1
+        data_bytes = packed.tell()
+        packed.seek(0)
+        _write_header(packed, n_rows, ctx_len)  # numpy leaves room in it for any number
+        assert data_bytes - packed.tell() == 4 * n_rows * ctx_len, "a header of another length"
     return open_chunks(path)
+
+
+def _write_header(file: BinaryIO, n_rows: int, ctx_len: int) -> None:
+    """What numpy's files begin with."""
+    about = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False}
+    np.lib.format.write_array_header_1_0(file, about | {"shape": (n_rows, ctx_len)})
 
 
 def open_chunks(path: Path) -> Chunks:
     """Map packed sequences from disk."""
     return Chunks(np.load(path, mmap_mode="r"))
-
-
-def sampled_ids(dataset: Dataset, *, bos_id: int, eos_id: int | None) -> Iterator[np.ndarray]:
-    """Token ids of a generated data set as one stream, in pieces of many samples.
-
-    Where one token is both BOS and EOS (GPT-2, GPT-NeoX), the BOS of the next sample already ends the last one: a
-    sample's own EOS is left out, so that documents stay separated by one token, as in the model's training.
-    """
-    for batch in dataset.with_format("arrow").iter(batch_size=1000):
-        column = batch.column("input_ids").combine_chunks()
-        tokens = np.asarray(column.flatten(), dtype=np.int32)
-        if bos_id == eos_id:
-            lengths = np.asarray(column.value_lengths())
-            last = np.cumsum(lengths) - 1
-            is_doubled = (tokens[last] == eos_id) & (lengths > 1)
-            tokens = np.delete(tokens, last[is_doubled])
-        yield tokens
 
 
 def split_chunks(chunks: Chunks, *, n_train: int, n_eval: int, shuffle_seed: int) -> tuple[Chunks, Chunks]:

@@ -1,12 +1,14 @@
 """Packed sequences on disk: packed once, each with a record beside it, and mapped from then on.
 
+The record says by which rule (`rows.py`), and what the rows hold.
+
 They are safe to delete: what is gone, or damaged, is packed again. They lie beside the data sets, or elsewhere where
 these are shared and cannot be written.
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +17,30 @@ from sae_utils.disk import is_writable
 from sae_utils.errors import InputError
 from sae_utils.files import DamagedFileError, check_files, checksum_files, read_record, write_record
 from sae_utils.locks import LONG_PATIENCE_SEC, Lock
-from sae_utils.sources.packing import Chunks, open_chunks, pack_tokens
+from sae_utils.sources.packing import Chunks, open_chunks, write_chunks
+from sae_utils.sources.rows import PACKING_RULE, Delimiters, RowCounts, RowMaker
 
 logger = logging.getLogger(__name__)
 
 FOLDER = ".packed"
 """Folder of packed sequences inside the data sets' folder."""
 
-Packer = Callable[[], tuple[Iterator[np.ndarray], int]]
-"""Gives a stream of token arrays, and the number of sequences that it fills."""
+COUNTS = tuple(each.name for each in fields(RowCounts))
+"""Names of what is counted."""
+
+Documents = Callable[[], Iterator[Iterable[np.ndarray]]]
+"""Goes through the documents of a source: their own tokens, int32 `(any,)`, many at a time."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A source as rows."""
+
+    chunks: Chunks
+    """The rows, in the source's order."""
+
+    counts: RowCounts
+    """What they hold."""
 
 
 @dataclass(frozen=True)
@@ -55,31 +72,40 @@ class Packs:
         """Where `datasets` keeps what it makes of text files."""
         return self.folder / "texts"
 
-    def get(self, name: str, pack: Packer, *, ctx_len: int) -> Chunks:
-        """The sequences of a name, packed if they are not there.
+    def get(self, name: str, documents: Documents, delimiters: Delimiters, ctx_len: int, *, reference: str) -> Packed:
+        """The rows of a name, packed if they are not there, or were packed by another rule.
 
         Args:
-            name: File name without ending; says everything that the sequences depend on.
-            pack: Makes them.
-            ctx_len: Tokens per sequence.
+            name: File name without ending; says which documents, tokenizer and length it is of.
+            documents: Gives the documents' own tokens, many at a time.
+            delimiters: What stands between them.
+            ctx_len: Tokens per row.
+            reference: What errors call the source.
+
+        Raises:
+            InputError: If the documents do not fill a row; nothing is kept of them.
         """
-        if (chunks := self._find(name)) is not None:
+        rule = {"rule": PACKING_RULE, **asdict(delimiters)}
+        if (packed := self._find(name, rule)) is not None:
             if is_writable(self.places[0] / FOLDER):
                 Lock(self.places[0] / FOLDER, name, refusal="").remove_left_over()
-            return chunks
+            return packed
         folder = self.folder
         path = folder / f"{name}.npy"
         refusal = f"another run has been packing {path} for {LONG_PATIENCE_SEC / 60:.0f} minutes"
         with Lock(folder, name, refusal=refusal, patience_sec=LONG_PATIENCE_SEC):
-            if (chunks := self._find(name)) is not None:  # another run has packed them meanwhile
-                return chunks
-            rows, n_chunks = pack()
-            pack_tokens(rows, ctx_len, n_chunks, path)
-            write_record(path.with_suffix(".json"), {"checksums": checksum_files(folder, [path.name])})
-        return open_chunks(path)
+            if (packed := self._find(name, rule, says_why=False)) is not None:  # another run has packed them meanwhile
+                return packed
+            maker = RowMaker(delimiters, ctx_len)
+            chunks = write_chunks(_filled(maker, documents(), reference), ctx_len, path)
+            counts = maker.finish()
+            about = {"packing": rule | asdict(counts), "checksums": checksum_files(folder, [path.name])}
+            write_record(path.with_suffix(".json"), about)
+        return Packed(chunks, counts)
 
-    def _find(self, name: str) -> Chunks | None:
-        """The sequences of a name from the first place that has them whole."""
+    def _find(self, name: str, rule: Mapping[str, int | None], *, says_why: bool = True) -> Packed | None:
+        """The rows of a name from the first place that has them whole and by this rule; why others are not taken."""
+        level = logging.WARNING if says_why else logging.DEBUG
         for place in self.places:
             path = place / FOLDER / f"{name}.npy"
             record_path = path.with_suffix(".json")
@@ -87,8 +113,29 @@ class Packs:
                 continue
             remedy = "it is packed again"
             try:
-                check_files(path.parent, read_record(record_path, remedy, checksums=dict)["checksums"], remedy)
-                return open_chunks(path)
+                record = read_record(record_path, remedy, checksums=dict)
+                check_files(path.parent, record["checksums"], remedy)
+                packing = record.get("packing", {"rule": 1})
+                if any(packing.get(what) != value for what, value in rule.items()):
+                    now = f"and is packed again by rule {PACKING_RULE}"
+                    logger.log(level, "%s was packed by rule %s, %s", path, packing["rule"], now)
+                    continue
+                return Packed(open_chunks(path), RowCounts(**{what: packing[what] for what in COUNTS}))
             except DamagedFileError as err:
-                logger.warning("%s", err)
+                logger.log(level, "%s", err)
         return None
+
+
+def _filled(maker: RowMaker, documents: Iterator[Iterable[np.ndarray]], reference: str) -> Iterator[np.ndarray]:
+    """The rows of documents.
+
+    Raises:
+        InputError: If there is none.
+    """
+    for some in documents:
+        yield from maker.add(some)
+    if not maker.counts.n_rows:
+        raise InputError(
+            f"{reference} does not fill one sequence of --ctx_len {maker.ctx_len} in the target's tokens; lower "
+            f"--ctx_len, or give more text"
+        )

@@ -4,13 +4,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from sae_utils.devices import dtype_name
 from sae_utils.paths import cell_name, short_name
 from sae_utils.sources.budget import Budget
 from sae_utils.sources.catalog import Source
 from sae_utils.sources.packing import Chunks, split_chunks
+from sae_utils.sources.packs import Packed
+from sae_utils.sources.rows import PACKING_RULE
 from sae_utils.training.passes import PassMemory, estimate_pass_memory
 from sae_utils.training.settings import TrainingSettings
 
@@ -28,14 +30,11 @@ class Target:
     tokenizer: PreTrainedTokenizerBase
     """Its tokenizer."""
 
-    d_model: int
-    """Width of its residual stream."""
+    config: PretrainedConfig
+    """Its configuration."""
 
     n_latents: int
     """Latents of each SAE."""
-
-    vocab_size: int
-    """Token ids that it knows."""
 
     trunk_bytes: int
     """Its weights up to the last layer that is encoded."""
@@ -44,6 +43,11 @@ class Target:
     def name(self) -> str:
         """Short name."""
         return short_name(self.reference)
+
+    @property
+    def d_model(self) -> int:
+        """Width of its residual stream."""
+        return self.config.hidden_size
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,8 @@ class Cell:
     source: Source
     """The data set that they are computed on."""
 
-    chunks: Chunks
-    """All packed sequences of the source, in the target's ids."""
+    packed: Packed
+    """All of the source as rows, in the target's ids."""
 
     settings: TrainingSettings
     """How SAEs are trained."""
@@ -73,7 +77,7 @@ class Cell:
     def split(self) -> tuple[Chunks, Chunks]:
         """Training sequences in the order of training, held-out sequences in the source's order."""
         return split_chunks(
-            self.chunks,
+            self.packed.chunks,
             n_train=self.budget.n_train_chunks,
             n_eval=self.budget.n_eval_chunks,
             shuffle_seed=self.settings.shuffle_seed,
@@ -101,6 +105,7 @@ class Cell:
             "layers": list(self.settings.layers),
             "num_latents": self.target.n_latents,
             "dtype": dtype_name(self.target.dtype),
+            "packing_rule": PACKING_RULE,
             "n_train_tokens": self.budget.n_train_tokens,
             "n_eval_tokens": self.budget.n_eval_tokens,
         }

@@ -10,6 +10,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from sae_utils.files import (
 from sae_utils.memory import sae_bytes
 from sae_utils.paths import METRICS_FILE
 from sae_utils.records import git_commit, versions
+from sae_utils.sources.rows import PACKING_RULE
 from sae_utils.sparse_coders import SparseCoder
 from sae_utils.training.cells import Cell
 from sae_utils.training.folders import CellFolders
@@ -147,6 +149,7 @@ def run_record(
         }
         if source.is_generated
         else None,
+        "packing": {"rule": PACKING_RULE, **asdict(cell.packed.counts)},
         "n_train_tokens": cell.budget.n_train_tokens,
         "n_eval_tokens": cell.budget.n_eval_tokens,
         "hookpoints": _by_layer_name(hookpoints),

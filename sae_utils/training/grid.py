@@ -23,6 +23,7 @@ from sae_utils.models import (
 from sae_utils.paths import short_name
 from sae_utils.sources.budget import TokenLimits, equal_budget
 from sae_utils.sources.catalog import SourceChoice, check_distinct, find_sources, pack_source
+from sae_utils.sources.rows import RowCounts, find_delimiters
 from sae_utils.training.cells import Cell, Target
 from sae_utils.training.machines import Machines
 from sae_utils.training.settings import TrainingSettings
@@ -82,9 +83,9 @@ def plan_grid(
         workers.wait()  # the main process packs, the others find it packed
     sources = find_sources(choice.sources)
     targets = find_targets(choice.targets, choice.size, settings, dtype, is_on_gpu=device.type == "cuda")
-    chunks = {
+    packed = {
         (target.name, source.name): pack_source(
-            source, target.tokenizer, target.vocab_size, settings.ctx_len, choice.sources.packs
+            source, target.tokenizer, target.config, settings.ctx_len, choice.sources.packs
         )
         for target in targets
         for source in sources
@@ -92,16 +93,28 @@ def plan_grid(
     if workers.is_main:
         workers.wait()
     budget = equal_budget(
-        [len(each) for each in chunks.values()],
+        [each.counts.n_rows for each in packed.values()],
         ctx_len=settings.ctx_len,
         chunks_per_step=settings.chunks_per_step,
         limits=choice.limits,
     )
     return [
-        Cell(target, source, chunks[target.name, source.name], settings, budget)
+        Cell(target, source, packed[target.name, source.name], settings, budget)
         for target in targets
         for source in sources
     ]
+
+
+def describe_rows(counts: RowCounts) -> str:
+    """What the rows of a source hold, in a line of the plan.
+
+    >>> describe_rows(RowCounts(n_rows=30, n_documents=90, n_cut_documents=28, n_bos=118, n_eos=88))
+    '30 rows of 90 documents, 28 of them cut; 118 BOS, 88 EOS'
+    """
+    return (
+        f"{counts.n_rows:,} rows of {counts.n_documents:,} documents, {counts.n_cut_documents:,} of them cut; "
+        f"{counts.n_bos:,} BOS, {counts.n_eos:,} EOS"
+    )
 
 
 def find_targets(
@@ -118,6 +131,7 @@ def find_targets(
         reference = resolve_reference(name)
         config, tokenizer = check_model(reference)
         check_trunk(config, reference)
+        find_delimiters(tokenizer, config)  # without which nothing can be packed
         check_layers(list(settings.layers), config, reference)
         check_fits_context(settings.ctx_len, config, flag="--ctx_len", reference=reference)
         d_model = config.hidden_size
@@ -130,8 +144,7 @@ def find_targets(
         if is_on_gpu:
             check_latents_on_gpu(n_latents, reference)
         weights = trunk_bytes(config, dtype, max(settings.layers))
-        shape = d_model, n_latents, config.vocab_size
-        targets.append(Target(reference, dtype, tokenizer, *shape, weights))
+        targets.append(Target(reference, dtype, tokenizer, config, n_latents, weights))
     check_distinct([target.name for target in targets], "--target_models")
     return targets
 
@@ -158,4 +171,5 @@ def describe_grid(cells: Sequence[Cell], seeds: Sequence[int], machines: Machine
             f"pass{'es' if len(passes) > 1 else ''} ({'; '.join(map(str, passes))}), about {n_bytes / GB:.2f} GB{free}"
             f", {sae_bytes(target.d_model, target.n_latents) * n_saes / GB:.2f} GB on disk of {free_disk:.2f} GB free"
         )
+        lines.append(f"    {describe_rows(cell.packed.counts)}")
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from sae_utils.comparison.trained import TrainedSae, find_all_trained, find_trained
 from sae_utils.errors import MissingInputError
 from sae_utils.files import write_json
+from sae_utils.sources.rows import PACKING_RULE
 from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig
 
 D_MODEL, N_LATENTS = 8, 24
@@ -34,7 +35,7 @@ def write_saes(
         record = {"target": "tiny", "source": source, "layer": layer, "seed": seed, "d_model": D_MODEL}
         records.append(record | {"n_latents": N_LATENTS, "k": 4, "path": "where/it/was/trained"})
     run = {
-        "settings": {"dtype": "float32", "ctx_len": 32, "n_eval_tokens": 96} | settings,
+        "settings": {"dtype": "float32", "ctx_len": 32, "n_eval_tokens": 96, "packing_rule": PACKING_RULE} | settings,
         "target_reference": reference,
         "dataset": "datasets/tiny_42_1.0_0.9",
         "dataset_fingerprint": "0123",

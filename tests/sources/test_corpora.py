@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import train_tokenizer
 from datasets import Dataset, DatasetDict
 
 from sae_utils.errors import InputError, MissingInputError
-from sae_utils.sources.corpora import corpus_name, fingerprint_texts, load_texts, tokenize_texts
+from sae_utils.sources.corpora import corpus_name, fingerprint_texts, load_texts
 
 TEXTS = ["the quick brown fox", "jumps over the lazy dog", "and runs away"]
 
@@ -67,30 +66,3 @@ def test_what_is_no_corpus_is_refused(reference, error, message, tmp_path):
     Path("broken.jsonl").write_text('{"text": "x"\n')
     with pytest.raises(error, match=message):
         load_texts(reference, tmp_path / "cache")
-
-
-def test_texts_follow_each_other_after_eos():
-    tokenizer = train_tokenizer(bos=None, eos="<|endoftext|>")
-    rows = Dataset.from_dict({"text": TEXTS})
-    eos, ids = tokenizer.eos_token_id, [tokenizer(text)["input_ids"] for text in TEXTS]
-    expected = [eos, *ids[0], eos, *ids[1], eos, *ids[2]]
-    n_whole = len(expected) // 8
-    assert tokenize_texts(rows, tokenizer, 8)["input_ids"][:].tolist() == [
-        expected[8 * i : 8 * i + 8] for i in range(n_whole)
-    ]
-
-
-def test_a_few_texts_too_many_are_no_error():
-    """The library behind it works on 2,048 texts at a time and fails if the last ones do not fill a sequence."""
-    tokenizer = train_tokenizer(bos=None, eos="<|endoftext|>")
-    whole, more = (Dataset.from_dict({"text": ["the fox"] * n}) for n in (2048, 2049))
-    assert len(tokenize_texts(more, tokenizer, 64)) == len(tokenize_texts(whole, tokenizer, 64))
-
-
-def test_too_little_text_is_refused():
-    tokenizer = train_tokenizer(bos=None, eos="<|endoftext|>")
-    with pytest.raises(InputError, match="does not fill one sequence of --ctx_len 64"):
-        tokenize_texts(Dataset.from_dict({"text": ["the fox"]}), tokenizer, 64)
-    tokenizer.model_max_length = 16
-    with pytest.raises(InputError, match="--ctx_len must be at most 16"):
-        tokenize_texts(Dataset.from_dict({"text": ["the fox"]}), tokenizer, 64)

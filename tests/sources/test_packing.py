@@ -1,38 +1,18 @@
 import numpy as np
 import torch
-from datasets import Dataset
 
-from sae_utils.generated_data import FEATURES
 from sae_utils.sources import packing
-from sae_utils.sources.packing import Chunks, ChunksOnDevice, pack_tokens, sampled_ids, split_chunks
+from sae_utils.sources.packing import Chunks, ChunksOnDevice, split_chunks, write_chunks
 
 
-def dataset_of(*samples: list[int]) -> Dataset:
-    """A generated data set with these token ids."""
-    rows = {"id": range(len(samples)), "text": ["" for _ in samples], "input_ids": samples}
-    return Dataset.from_dict({**rows, "num_tokens": [len(ids) for ids in samples]}, features=FEATURES)
-
-
-def stream(dataset, bos_id, eos_id) -> list[int]:
-    return np.concatenate(list(sampled_ids(dataset, bos_id=bos_id, eos_id=eos_id))).tolist()
-
-
-def test_partial_last_sequence_is_dropped(tmp_path):
-    """Padding it would put tokens in the training set that the model never said."""
-    rows = iter([np.array([0, 1, 2], dtype=np.int32), np.array([0, 3, 4, 5], dtype=np.int32)])
-    chunks = pack_tokens(rows, ctx_len=3, n_chunks=2, path=tmp_path / "p.npy")
-    assert [chunks[i]["input_ids"].tolist() for i in range(len(chunks))] == [[0, 1, 2], [0, 3, 4]]
-    assert chunks[0]["input_ids"].dtype == torch.int64
-    assert [path.name for path in tmp_path.iterdir()] == ["p.npy"]
-
-
-def test_sampled_ids_are_used_as_they_are():
-    assert stream(dataset_of([1, 5, 6, 2], [1, 7]), bos_id=1, eos_id=2) == [1, 5, 6, 2, 1, 7]
-
-
-def test_one_token_separates_documents_where_bos_is_eos():
-    """Pythia never saw two <|endoftext|> in a row; a sample of BOS and EOS alone keeps one of them."""
-    assert stream(dataset_of([0, 5, 0], [0, 6], [0, 0], [0, 7, 0]), bos_id=0, eos_id=0) == [0, 5, 0, 6, 0, 0, 7]
+def test_rows_are_written_without_knowing_how_many_will_come(tmp_path):
+    """Or texts would have to be tokenized twice, or kept in memory."""
+    rows = [np.array([0, 1, 2]), np.array([0, 3, 4]), np.array([0, 5, 6])]
+    for n in (1, 3):
+        chunks = write_chunks(iter(rows[:n]), 3, tmp_path / f"{n}.npy")
+        assert [chunks[i]["input_ids"].tolist() for i in range(len(chunks))] == [row.tolist() for row in rows[:n]]
+        assert chunks[0]["input_ids"].dtype == torch.int64
+        assert np.array_equal(np.load(tmp_path / f"{n}.npy"), np.stack(rows[:n]))
 
 
 def test_held_out_sequences_are_the_last_and_never_trained_on():

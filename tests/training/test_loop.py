@@ -172,7 +172,7 @@ def test_corpora_are_sources_like_any_other(tiny):
     assert [run["dataset"] for run in runs] == ["facts.jsonl", "prose.txt", "datasets/tiny_42_1.0_0.9"]
     assert len({(run["n_train_tokens"], run["n_eval_tokens"]) for run in runs}) == 1
     cells = planned("--text_datasets", "prose.txt", "facts.jsonl")
-    assert len({len(cell.chunks) for cell in cells}) == 3, "sources of one size test nothing"
+    assert len({len(cell.packed.chunks) for cell in cells}) == 3, "sources of one size test nothing"
 
 
 def test_a_corpus_alone_is_enough(tiny):
