@@ -7,6 +7,7 @@ from host_reads import HostReads
 from transformers import AutoConfig, AutoModel, LlamaConfig, PreTrainedTokenizerFast
 
 from sae_utils.errors import InputError, MissingInputError
+from sae_utils.exclusion import Exclusion
 from sae_utils.models import (
     UNMASKED,
     check_fits_context,
@@ -154,7 +155,7 @@ def test_whole_model_has_the_fingerprint_of_what_training_took_of_it(kind, dtype
     whole = load_causal_lm(folder, torch.device("cpu"), dtype).model
     before = fingerprint_model(whole)
     for last_layer in (0, 1):
-        target = Target(folder, dtype, load_tokenizer(folder), load_config(folder), n_latents=48, trunk_bytes=0)
+        target = Target(folder, dtype, load_tokenizer(folder), load_config(folder), 48, Exclusion(), trunk_bytes=0)
         cell = Cell(target, None, None, TrainingSettings(layers=tuple(range(last_layer + 1))), None)
         assert fingerprint_trunk(whole, last_layer) == fingerprint_model(load_target(cell, torch.device("cpu")))
     assert fingerprint_trunk(whole, 0) != fingerprint_trunk(whole, 1)

@@ -60,39 +60,67 @@ def captured_prints() -> Iterator[None]:
             logger.debug("sparsify: %s", line)
 
 
-class EveryToken(tuple):
-    """A mask of tokens that keeps all: an empty index takes the whole tensor, and nobody has to ask how many it keeps.
+class BatchMask:
+    """Which tokens of a batch SAEs are trained on, as far as sparsify asks: nobody has to wait for a device to count.
 
-    >>> int(torch.arange(6)[EveryToken(6)].sum()), EveryToken(6).sum().item()
-    (15, 6)
+    sparsify asks once a batch how many tokens are kept, for counters that `SaeTrainer` sets right: the answer is 1. And
+    it asks before every layer which ones, after our own hook of that layer has settled it.
+
+    >>> mask = BatchMask()
+    >>> mask.keep(None), int(torch.arange(6)[mask.flatten(0, 1)].sum())
+    (None, 15)
+    >>> mask.keep(torch.tensor([0, 4])), torch.arange(6)[mask.flatten(0, 1)].tolist(), mask.sum().item()
+    (None, [0, 4], 1)
     """
 
-    def __new__(cls, n_tokens: int) -> "EveryToken":
-        """The mask of this many tokens."""
-        mask = super().__new__(cls)
-        mask.n_tokens = n_tokens
-        return mask
+    def __init__(self) -> None:
+        self._index: tuple[Tensor, ...] = ()
 
-    def flatten(self, start_dim: int, end_dim: int) -> "EveryToken":
-        """Itself: it has no shape."""
-        return self
+    def keep(self, indices: Tensor | None) -> None:
+        """Settle, for the next layer, which tokens are kept: int64 `(tokens,)`; all of them if None."""
+        self._index = () if indices is None else (indices,)  # an empty index takes all of a tensor, without a copy
 
-    def sum(self) -> "EveryToken":
+    def flatten(self, start_dim: int, end_dim: int) -> tuple[Tensor, ...]:
+        """What to index the flattened batch with."""
+        return self._index
+
+    def sum(self) -> "BatchMask":
         """Itself, to be asked for its `item`."""
         return self
 
     def item(self) -> int:
-        """Tokens that are kept."""
-        return self.n_tokens
+        """One token."""
+        return 1
 
 
-class NothingExcluded(Tensor):
-    """An empty list of excluded ids that knows, without a look at the ids of a batch, that none of them is in it."""
+class SharedBatchMask:
+    """The same where processes exchange their masks, for which sparsify is handed a tensor, bool `(batch, seq)`.
+
+    Until the first layer, a single token is kept, so that sparsify counts one.
+    """
+
+    def __init__(self, shape: torch.Size, device: torch.device) -> None:
+        self.tensor = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.tensor[0, 0] = True
+
+    def keep(self, indices: Tensor | None) -> None:
+        """As `BatchMask.keep`, of this process's tokens."""
+        self.tensor.fill_(indices is None)
+        if indices is not None:
+            self.tensor.view(-1)[indices] = True
+
+
+class ExcludedTokens(Tensor):
+    """An empty list of excluded ids: asked which ids of a batch are none of them, it asks the trainer for a mask."""
+
+    make_mask: Callable[[Tensor], BatchMask | Tensor] | None = None
+    """Makes a mask of ids, int64 `(batch, seq)`, while training goes on."""
 
     @classmethod
     def __torch_function__(cls, function: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """`torch.isin(ids, self, invert=True)` keeps every token."""
+        """`torch.isin(ids, self, invert=True)` is a mask of the trainer's."""
         if function is torch.isin:
+            ids, excluded = args
             assert kwargs == {"invert": True}, kwargs
-            return EveryToken(args[0].numel())
+            return excluded.make_mask(ids)
         return super().__torch_function__(function, types, args, kwargs)

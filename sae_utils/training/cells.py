@@ -7,6 +7,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from sae_utils.devices import dtype_name
+from sae_utils.exclusion import Exclusion
 from sae_utils.paths import cell_name, short_name
 from sae_utils.sources.budget import Budget
 from sae_utils.sources.catalog import Source
@@ -35,6 +36,9 @@ class Target:
 
     n_latents: int
     """Latents of each SAE."""
+
+    exclusion: Exclusion
+    """Positions that SAEs do not see."""
 
     trunk_bytes: int
     """Its weights up to the last layer that is encoded."""
@@ -103,6 +107,8 @@ class Cell:
             "source_fingerprint": self.source.fingerprint,
             **asdict(self.settings),
             "layers": list(self.settings.layers),
+            "exclude": list(self.settings.exclude),
+            "excluded_ids": list(self.target.exclusion.ids),
             "num_latents": self.target.n_latents,
             "dtype": dtype_name(self.target.dtype),
             "packing_rule": PACKING_RULE,

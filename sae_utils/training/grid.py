@@ -1,7 +1,7 @@
 """From what is asked for to the cells of the target x source grid, before any weights are loaded."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from sae_utils.devices import dtype_name
 from sae_utils.disk import free_disk_bytes
 from sae_utils.distributed import Workers
 from sae_utils.errors import InputError, check_positive
+from sae_utils.exclusion import find_exclusion
 from sae_utils.expansion import DictionarySize, check_latents_on_gpu
 from sae_utils.memory import NOT_HERE, sae_bytes
 from sae_utils.models import (
@@ -131,7 +132,8 @@ def find_targets(
         reference = resolve_reference(name)
         config, tokenizer = check_model(reference)
         check_trunk(config, reference)
-        find_delimiters(tokenizer, config)  # without which nothing can be packed
+        delimiters = asdict(find_delimiters(tokenizer, config))  # without which nothing can be packed
+        exclusion = find_exclusion(settings.exclude, **delimiters, vocab_size=config.vocab_size)
         check_layers(list(settings.layers), config, reference)
         check_fits_context(settings.ctx_len, config, flag="--ctx_len", reference=reference)
         d_model = config.hidden_size
@@ -144,7 +146,7 @@ def find_targets(
         if is_on_gpu:
             check_latents_on_gpu(n_latents, reference)
         weights = trunk_bytes(config, dtype, max(settings.layers))
-        targets.append(Target(reference, dtype, tokenizer, config, n_latents, weights))
+        targets.append(Target(reference, dtype, tokenizer, config, n_latents, exclusion, weights))
     check_distinct([target.name for target in targets], "--target_models")
     return targets
 

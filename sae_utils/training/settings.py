@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sae_utils.errors import InputError, check_positive
+from sae_utils.exclusion import parse_exclusion
 
 MAX_LR = 1e30
 """Largest learning rate that is taken for one: float32, in which weights are, ends soon after."""
@@ -39,7 +40,12 @@ class TrainingSettings:
     shuffle_seed: int = 42
     """Order of the training sequences."""
 
+    exclude: tuple[str, ...] = ()
+    """Positions that SAEs do not see, as `parse_exclusion` has them."""
+
     def __post_init__(self) -> None:
+        if self.exclude != parse_exclusion(self.exclude):
+            raise InputError(f"exclude must be {parse_exclusion(self.exclude)}, got {self.exclude}")
         check_positive(
             k=self.k,
             batch_size=self.batch_size,

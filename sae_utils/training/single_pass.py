@@ -94,7 +94,9 @@ def train_pass(
             distribute_modules=machines.distribute_modules,
             save_every=checkpoints.save_every,
         )
-        trainer = SaeTrainer(cfg, train_chunks, model, work_dir=records_path.parent, workers=workers)
+        trainer = SaeTrainer(
+            cfg, train_chunks, model, work_dir=records_path.parent, exclusion=cell.target.exclusion, workers=workers
+        )
         if workers.agree((records_path.parent / STATE_FILE).exists()):
             trainer.load_state()
             logger.info("%s: %s goes on after %s tokens", cell.name, which, f"{trainer.n_tokens_seen:,}")

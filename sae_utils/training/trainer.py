@@ -5,8 +5,9 @@ moment at which everything about a step is settled: the optimizer has stepped, t
 batch has not been read. Losses are taken down and checkpoints are written then, and nowhere else.
 
 The host runs ahead of a GPU as long as it asks it for no value. sparsify asks several times a step: which tokens are
-excluded, how many are not, every loss. Here nothing is excluded without a look, ids are brought over for many sequences
-at a time, and losses stay on the device and are read back every few steps.
+excluded, how many are not, every loss. Here the host looks for excluded tokens among the ids that it has itself, ids
+are brought over for many sequences at a time, and losses stay on the device and are read back every few steps. Only a
+limit for norms has to be waited for, once a layer and batch.
 
 Several processes train as one would: they cut every batch among themselves. Either each has all SAEs, and gradients are
 averaged (sparsify's DDP), or, with `distribute_modules`, each has some of the layers and gets their activations for the
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from schedulefree import ScheduleFreeWrapper
 from torch import Tensor, nn
@@ -30,6 +32,7 @@ from transformers import PreTrainedModel
 from sae_utils.devices import dtype_name
 from sae_utils.distributed import Workers
 from sae_utils.errors import InputError, NonFiniteError, remedy_for_non_finite
+from sae_utils.exclusion import NOTHING, Exclusion
 from sae_utils.files import (
     DamagedFileError,
     check_file,
@@ -44,7 +47,13 @@ from sae_utils.paths import METRICS_FILE
 from sae_utils.sources.packing import Chunks, ChunksOnDevice
 from sae_utils.sparse_coders import ForwardOutput, TrainConfig, Trainer, are_finite
 from sae_utils.stopping import Stopped, StopRequest, stops_deferred
-from sae_utils.training.adapters import NothingExcluded, adapted_sparsify, captured_prints
+from sae_utils.training.adapters import (
+    BatchMask,
+    ExcludedTokens,
+    SharedBatchMask,
+    adapted_sparsify,
+    captured_prints,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -60,13 +69,16 @@ StepReport = Callable[[int, dict[str, dict[str, float]]], None]
 
 @dataclass(frozen=True)
 class BatchStatistics:
-    """What the activations of one layer are like in one batch, of all processes together; float32."""
+    """What the activations of one layer that SAEs see are like in one batch, of all processes together; float32."""
 
     mean: Tensor
     """Over tokens, `(d_model,)`."""
 
     total_variance: Tensor
     """Squared deviation from the mean, summed over tokens and dimensions, `()`."""
+
+    n_tokens: Tensor
+    """How many they are, int64 `()`."""
 
 
 class SaeTrainer(Trainer):
@@ -76,7 +88,8 @@ class SaeTrainer(Trainer):
     everything (its own store the step before the increment and the weights in evaluation form); nothing is printed;
     losses go to the function in `on_step`, a few steps together on a GPU; `fit` leaves the global matmul precision as
     it was; SAEs get float32 activations, whatever the model's format (float16 has no room for their variance, so that
-    every loss was 0); adam is PyTorch's, whether or not bitsandbytes is installed; the batch size counts all processes,
+    every loss was 0); what is left out may depend on positions and norms, not on ids alone; adam is PyTorch's, whether
+    or not bitsandbytes is installed; the batch size counts all processes,
     and what they compute together is what one process computes, up to rounding (its own divides each process's error
     by the variance of that process's part of the batch). With a float32 model and one process on a CPU, the arithmetic
     is sparsify's.
@@ -89,6 +102,7 @@ class SaeTrainer(Trainer):
         model: PreTrainedModel,
         *,
         work_dir: Path,
+        exclusion: Exclusion = NOTHING,
         workers: Workers | None = None,
     ) -> None:
         """Build the SAEs and their optimizer.
@@ -99,11 +113,13 @@ class SaeTrainer(Trainer):
             chunks: Training sequences in the order of training, for all processes.
             model: The target, cut after its last hooked layer.
             work_dir: Folder of the resumable state.
+            exclusion: Positions that SAEs do not see.
             workers: The processes that train together; this one alone if None.
 
         sparsify seeds the global generators, once per SAE; here and in `fit` they are given back as they were.
         """
         self.work_dir = work_dir
+        self.exclusion = exclusion
         self.workers = workers or Workers()
         self.on_step: StepReport = lambda n_tokens, report: None
         self.read_back_steps = READ_BACK_STEPS[model.device.type]
@@ -112,6 +128,8 @@ class SaeTrainer(Trainer):
         self._fvu_sums: dict[str, Tensor] = {}
         self._statistics: dict[str, BatchStatistics] = {}
         self._are_finite: dict[str, Tensor] = {}
+        self._n_tokens_in_step: dict[str, Tensor] = {}
+        self._n_tokens_trained_on = {hookpoint: torch.tensor(0) for hookpoint in cfg.hookpoints}
         self._unread: list[tuple[int, Tensor]] = []
         cfg.log_to_wandb = False  # sparsify would start a run of its own
         own_chunks = chunks.share(self.workers.rank, self.workers.n, cfg.batch_size) if self.workers.n > 1 else chunks
@@ -121,8 +139,7 @@ class SaeTrainer(Trainer):
         with torch.random.fork_rng(devices=_cuda_devices(model)), captured_prints(), adapted_sparsify(model.device):
             super().__init__(cfg, own_chunks, model)
         self._sort_parameters_()
-        if not cfg.distribute_modules:  # where processes exchange their masks
-            self.exclude_tokens = NothingExcluded()
+        self.exclude_tokens = ExcludedTokens()
 
     @property
     def has_replicas(self) -> bool:
@@ -147,9 +164,13 @@ class SaeTrainer(Trainer):
         if self._is_fitting and value % self.cfg.grad_acc_steps == 0:
             self._end_step()
 
+    def n_tokens_trained_on(self, hookpoint: str) -> int:
+        """Tokens so far that the SAEs of a layer have seen: those of `n_tokens_seen` that are not left out."""
+        return int(self._n_tokens_trained_on[hookpoint])
+
     @property
     def n_tokens_seen(self) -> int:
-        """Tokens that each SAE was trained on so far."""
+        """Tokens of the sequences so far, of all processes."""
         return self.global_step * self.cfg.batch_size * self.workers.n * self.dataset.ctx_len
 
     @property
@@ -235,6 +256,7 @@ class SaeTrainer(Trainer):
                 scheduler.load_state_dict(each)
             for name, counts in state["num_tokens_since_fired"].items():
                 self.num_tokens_since_fired[name].copy_(counts)
+            self._n_tokens_trained_on = dict(state["n_tokens_trained_on"])
         self.global_step = saved["global_step"]
 
     def sae_name(self, hookpoint: str, seed: int) -> str:
@@ -256,6 +278,7 @@ class SaeTrainer(Trainer):
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "lr_schedulers": [scheduler.state_dict() for scheduler in self.lr_schedulers],
             "num_tokens_since_fired": self.num_tokens_since_fired,
+            "n_tokens_trained_on": self._n_tokens_trained_on,
         }
         with written_whole(self._state_path(self.global_step), n_bytes=_nested_bytes(state)) as file:
             torch.save(state, file.scratch)
@@ -299,10 +322,11 @@ class SaeTrainer(Trainer):
 
     @contextlib.contextmanager
     def _hooked(self) -> Iterator[None]:
-        """While open, layers are measured, and SAEs get what was measured and leave their losses.
+        """While open, sparsify asks for our masks, and SAEs get what was measured of layers and leave their losses.
 
         A hook holds the trainer, and the SAE holds the hook: left in place, they would keep each other in memory.
         """
+        self.exclude_tokens.make_mask = self._begin_batch
         module = self.model.base_model.get_submodule
         handles = [module(name).register_forward_hook(self._make_layer_hook(name)) for name in self.cfg.hookpoints]
         for name, sae in self.saes.items():
@@ -311,23 +335,55 @@ class SaeTrainer(Trainer):
         try:
             yield
         finally:
+            self.exclude_tokens.make_mask = None
             for handle in handles:
                 handle.remove()
 
-    def _make_layer_hook(self, hookpoint: str) -> Callable:
-        """A forward hook of a layer that measures the batch of all processes, not only this one's part of it.
+    def _begin_batch(self, ids: Tensor) -> BatchMask | Tensor:
+        """The mask of a batch, for which the host looks at the same ids, `(batch, seq)`, where it has them itself."""
+        if not self.exclusion.is_empty:
+            start = self.global_step * self.cfg.batch_size
+            tokens = self.dataset.tokens[self.dataset.order[start : start + len(ids)]]
+            self._kept_by_ids = self.exclusion.keeps_ids(torch.from_numpy(tokens.astype(np.int64)))
+            indices = self._kept_by_ids.flatten().nonzero().squeeze(1)
+            is_gpu = ids.device.type == "cuda"
+            self._kept_indices = (indices.pin_memory() if is_gpu else indices).to(ids.device, non_blocking=True)
+        if self.cfg.distribute_modules:
+            self._mask = SharedBatchMask(ids.shape, ids.device)
+            return self._mask.tensor
+        self._mask = BatchMask()
+        return self._mask
 
-        Processes that hold the same SAEs divide their errors by an n-th of the batch's variance, as gradients are
-        averaged over n processes: the average is the gradient of the whole batch's FVU.
+    def _find_kept(self, activations: Tensor) -> Tensor | None:
+        """Which tokens of this process's part of a batch are kept at a layer, int64 `(tokens,)`; None if all are."""
+        if self.exclusion.is_empty:
+            return None
+        if self.exclusion.max_norm is None:
+            return self._kept_indices
+        kept = self.exclusion.keeps_norms(self._kept_by_ids.to(activations.device), activations)
+        return kept.flatten().nonzero().squeeze(1)
+
+    def _make_layer_hook(self, hookpoint: str) -> Callable:
+        """A forward hook of a layer that settles what SAEs see of it, and measures that.
+
+        Measured is the batch of all processes, not only this one's part of it. Processes that hold the same SAEs divide
+        their errors by an n-th of the batch's variance, as gradients are averaged over n processes: the average is the
+        gradient of the whole batch's FVU.
         """
 
         def measure(module: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
-            x = (output[0] if isinstance(output, tuple) else output).flatten(0, 1).float()  # (tokens, d_model)
+            activations = output[0] if isinstance(output, tuple) else output  # (batch, seq, d_model)
+            kept = self._find_kept(activations)
+            self._mask.keep(kept)
+            x = activations.flatten(0, 1)
+            x = (x if kept is None else x[kept]).float()  # (tokens, d_model)
             n = self.workers.n
-            mean = self.workers.sum_(x.mean(dim=0)) / n
+            n_tokens = self.workers.sum_(torch.full((), len(x), device=x.device))
+            mean = x.mean(dim=0) if n == 1 else self.workers.sum_(x.sum(dim=0)) / n_tokens
             total_variance = self.workers.sum_((x - mean).pow(2).sum()) / (n if self.has_replicas else 1)
-            self._statistics[hookpoint] = BatchStatistics(mean, total_variance)
+            self._statistics[hookpoint] = BatchStatistics(mean, total_variance, n_tokens)
             self._are_finite[hookpoint] = self._are_finite.get(hookpoint, True) & torch.isfinite(total_variance)
+            self._n_tokens_in_step[hookpoint] = self._n_tokens_in_step.get(hookpoint, 0) + n_tokens
 
         return measure
 
@@ -355,18 +411,20 @@ class SaeTrainer(Trainer):
 
     def _end_step(self) -> None:
         """Take down the losses of a complete step, and write a checkpoint when one is due."""
-        n_tokens_elsewhere = (self.workers.n - 1) * self.cfg.batch_size * self.dataset.ctx_len * self.cfg.grad_acc_steps
         dead_shares = []
-        for counts in self.num_tokens_since_fired.values():
-            if n_tokens_elsewhere:  # sparsify counts this process's; those that fired stand at 0
-                counts += (counts > 0) * n_tokens_elsewhere
+        for name, counts in self.num_tokens_since_fired.items():
+            # sparsify has counted one token a batch, see `BatchMask`; latents that fired stand at 0.
+            counts += (counts > 0) * (self._n_tokens_in_step[_hookpoint_of(name)] - self.cfg.grad_acc_steps)
             dead_shares.append((counts > self.cfg.dead_feature_threshold).float().mean())
         fvus = torch.stack([self._fvu_sums[name].float() for name in self.saes]) / self.cfg.grad_acc_steps
         if self.has_replicas:
             fvus = self.workers.sum_(fvus) / self.workers.n
         have_finite_input = torch.stack([self._are_finite[_hookpoint_of(name)] for name in self.saes]).float()
+        for hookpoint, n_tokens in self._n_tokens_in_step.items():
+            self._n_tokens_trained_on[hookpoint] = self._n_tokens_trained_on[hookpoint].to(n_tokens.device) + n_tokens
         self._fvu_sums.clear()
         self._are_finite.clear()
+        self._n_tokens_in_step.clear()
         self._unread.append((self.n_tokens_seen, torch.stack([fvus, torch.stack(dead_shares), have_finite_input])))
         is_saving = (self.global_step // self.cfg.grad_acc_steps) % self.cfg.save_every == 0
         is_alone = self.workers.n == 1

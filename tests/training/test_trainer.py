@@ -1,5 +1,6 @@
 """The laws of training: seeds do not see each other, and an interruption does not show."""
 
+import contextlib
 import gc
 import os
 import signal
@@ -14,12 +15,21 @@ from host_reads import HostReads
 from safetensors.torch import load_file
 
 from sae_utils.errors import NonFiniteError
+from sae_utils.evaluation.activations import layer_outputs
+from sae_utils.exclusion import NOTHING, Exclusion
 from sae_utils.files import DamagedFileError
 from sae_utils.models import cut_after_, find_layers, load_trunk
 from sae_utils.sources.packing import Chunks
-from sae_utils.sparse_coders import SparseCoderConfig, TrainConfig
+from sae_utils.sparse_coders import SparseCoderConfig, TrainConfig, Trainer
 from sae_utils.stopping import Stopped, stoppable
 from sae_utils.training.trainer import STATE_FILE, SaeTrainer
+
+LEAVING_OUT = {
+    "nothing": NOTHING,
+    "first and ids": Exclusion(has_first=True, ids=(5, 77)),
+    "norms": Exclusion(has_first=True, max_norm=1.1),
+}
+"""What may be left out, by name; the limit for norms meets about a third of a random model's activations."""
 
 
 class KilledError(Exception):
@@ -27,7 +37,7 @@ class KilledError(Exception):
 
 
 def make_trainer(
-    folder, work_dir, *, seeds=(0, 1), n_chunks=24, ctx_len=12, dtype=torch.float32, **changes
+    folder, work_dir, *, seeds=(0, 1), n_chunks=24, ctx_len=12, dtype=torch.float32, exclusion=NOTHING, **changes
 ) -> SaeTrainer:
     """A trainer on layers 0 and 1 of a tiny model, with random token ids."""
     model = load_trunk(str(folder), torch.device("cpu"), dtype)
@@ -36,7 +46,7 @@ def make_trainer(
     settings = {"batch_size": 2, "save_every": 3, "hookpoints": [f"{name}.0", f"{name}.1"], "init_seeds": list(seeds)}
     tokens = np.random.default_rng(0).integers(3, 250, (n_chunks, ctx_len)).astype(np.int32)
     cfg = TrainConfig(SparseCoderConfig(num_latents=48, k=4), **(settings | changes))
-    return SaeTrainer(cfg, Chunks(tokens), model, work_dir=work_dir)
+    return SaeTrainer(cfg, Chunks(tokens), model, work_dir=work_dir, exclusion=exclusion)
 
 
 def train(trainer) -> list:
@@ -56,12 +66,18 @@ def assert_equal(a: dict, b: dict):
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_two_seeds_in_one_pass_are_two_single_runs(neox, tmp_path):
+@pytest.fixture(params=LEAVING_OUT)
+def exclusion(request) -> Exclusion:
+    """What holds for all positions holds for what is kept of them."""
+    return LEAVING_OUT[request.param]
+
+
+def test_two_seeds_in_one_pass_are_two_single_runs(neox, tmp_path, exclusion):
     """The point of sharing a pass: it may be faster, and must not be different, by a single bit."""
-    together = make_trainer(neox, tmp_path)
+    together = make_trainer(neox, tmp_path, exclusion=exclusion)
     losses = train(together)
     for seed in (0, 1):
-        alone = make_trainer(neox, tmp_path, seeds=[seed])
+        alone = make_trainer(neox, tmp_path, seeds=[seed], exclusion=exclusion)
         losses_alone = train(alone)
         for hook in alone.cfg.hookpoints:
             mine, theirs = together.saes[together.sae_name(hook, seed)], alone.saes[alone.sae_name(hook, seed)]
@@ -82,7 +98,8 @@ def test_seeds_give_different_saes(neox, tmp_path):
 def test_resumed_is_unbroken(neox, tmp_path, optimizer, killed_at):
     """A run that was killed ends with the weights and losses that it would have had, bit for bit."""
     # A small threshold, so that the counters of unfired tokens show in the dead shares that are compared.
-    changes = {"optimizer": optimizer, "dead_feature_threshold": 60}
+    exclusion = LEAVING_OUT[{4: "norms", 5: "first and ids"}.get(killed_at, "nothing")]
+    changes = {"optimizer": optimizer, "dead_feature_threshold": 60, "exclusion": exclusion}
     unbroken = make_trainer(neox, tmp_path / "a", **changes)
     expected = train(unbroken)
     assert any(each["dead_share"] not in (0, 1) for _, report in expected for each in report.values())
@@ -111,9 +128,9 @@ def kill_at(step: int):
     return stop
 
 
-def test_resumed_with_gradient_accumulation(neox, tmp_path):
+def test_resumed_with_gradient_accumulation(neox, tmp_path, exclusion):
     """Checkpoints fall between optimizer steps only: half-collected gradients are not saved."""
-    changes = {"grad_acc_steps": 2, "micro_acc_steps": 2, "save_every": 1}
+    changes = {"grad_acc_steps": 2, "micro_acc_steps": 2, "save_every": 1, "exclusion": exclusion}
     unbroken = make_trainer(neox, tmp_path / "a", **changes)
     expected = train(unbroken)
     broken = make_trainer(neox, tmp_path / "b", **changes)
@@ -125,6 +142,8 @@ def test_resumed_with_gradient_accumulation(neox, tmp_path):
     assert resumed.global_step == 4
     assert train(resumed) == expected[2:]
     assert_equal(weights(resumed), weights(unbroken))
+    for hookpoint in unbroken.cfg.hookpoints:
+        assert resumed.n_tokens_trained_on(hookpoint) == unbroken.n_tokens_trained_on(hookpoint)
 
 
 def test_a_kill_while_saving_leaves_the_last_state(neox, tmp_path, monkeypatch):
@@ -218,6 +237,75 @@ def test_a_finished_trainer_is_freed(neox, tmp_path, optimizer, is_collecting):
         assert [each() for each in gone] == [None] * len(gone)
     finally:
         gc.enable()
+
+
+# what is left out
+
+
+def kept_activations(trainer, rows, layer: int) -> torch.Tensor:
+    """Activations of these sequences that are kept, looked at one by one, `(tokens, d_model)`."""
+    exclusion, hookpoint, kept = trainer.exclusion, trainer.cfg.hookpoints[layer], []
+    for row in rows:
+        ids = trainer.dataset[row]["input_ids"]
+        with torch.no_grad():
+            (x,) = layer_outputs(trainer.model, [hookpoint], ids[None])[hookpoint]
+        named = [i for i in range(len(ids)) if (i or not exclusion.has_first) and int(ids[i]) not in exclusion.ids]
+        norms = sorted(float(x[i].norm()) for i in named)
+        limit = (exclusion.max_norm or float("inf")) * norms[(len(norms) - 1) // 2]
+        kept += [x[i] for i in named if float(x[i].norm()) <= limit]
+    return torch.stack(kept)
+
+
+@pytest.mark.parametrize("grad_acc", [1, 2])
+def test_saes_see_what_is_kept_and_nothing_else(neox, tmp_path, exclusion, grad_acc):
+    """Their input, the mean that they begin with, the variance of their loss, and what is counted."""
+    trainer = make_trainer(neox, tmp_path, exclusion=exclusion, grad_acc_steps=grad_acc, n_chunks=8, seeds=[0], lr=1e-9)
+    hook = trainer.cfg.hookpoints[1]
+    seen, fired, counted = [], [], []
+
+    def note(sae, args, kwargs, output) -> None:
+        seen.append(kwargs.get("x"))
+        fired.append(output.latent_indices)
+
+    handle = trainer.saes[hook].register_forward_hook(note, with_kwargs=True)
+    end = trainer._end_step
+    trainer._end_step = lambda: (end(), counted.append(trainer.num_tokens_since_fired[hook].clone()))
+    losses = train(trainer)
+    handle.remove()
+    expected = [kept_activations(trainer, (2 * i, 2 * i + 1), 1) for i in range(4)]
+    assert all(torch.equal(found, x) for found, x in zip(seen, expected, strict=True)), "and nothing else"
+    assert all(len(x) < 24 for x in expected) == (exclusion != NOTHING)
+    assert trainer.n_tokens_trained_on(hook) == sum(map(len, expected))
+    assert trainer.n_tokens_seen == 8 * 12
+    with torch.no_grad():
+        fvus = [((x - trainer.saes[hook](x).sae_out).pow(2).sum() / (x - x.mean(0)).pow(2).sum()) for x in expected]
+    for step, (_, report) in enumerate(losses):
+        mean = sum(fvus[step * grad_acc : (step + 1) * grad_acc]) / grad_acc
+        assert report[hook]["fvu"] == pytest.approx(float(mean), rel=1e-3)
+    unfired = torch.zeros(48, dtype=torch.int64)
+    for step, found in enumerate(counted):
+        batches = slice(step * grad_acc, (step + 1) * grad_acc)
+        unfired += sum(map(len, expected[batches]))
+        unfired[torch.cat([each.flatten() for each in fired[batches]])] = 0
+        assert torch.equal(found, unfired)
+    assert unfired.any()
+
+
+def test_ids_left_out_are_sparsifys_excluded_tokens(neox, tmp_path):
+    """Its own option does this, and no more: what comes out is the same to the last bit."""
+    ours = make_trainer(neox, tmp_path, exclusion=LEAVING_OUT["first and ids"], n_chunks=8)
+    for row in ours.dataset.tokens:
+        row[0] = 5  # so that the first position holds one of the ids
+    train(ours)
+    theirs = make_trainer(neox, tmp_path, n_chunks=8)
+    theirs.dataset.tokens[:, 0] = 5
+    theirs.exclude_tokens = torch.tensor([5, 77])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SaeTrainer, "_hooked", lambda self: contextlib.nullcontext())
+        patch.setattr(SaeTrainer, "_end_step", lambda self: None)
+        patch.setattr(SaeTrainer, "maybe_all_reduce", Trainer.maybe_all_reduce)
+        theirs.fit()
+    assert_equal(weights(ours), weights(theirs))
 
 
 @pytest.mark.parametrize("optimizer", ["signum", "adam", "muon"])
