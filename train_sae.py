@@ -82,6 +82,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="tokens held out from the end of every source; not given, 5 %% of the smallest source, at most 131,072",
     )
     data.add_argument("--shuffle_seed", type=int, default=42, help="order of the training sequences")
+    data.add_argument(
+        "--exclude",
+        nargs="*",
+        default=["first", "bos"],
+        metavar="WHAT",
+        help="positions that SAEs neither learn from nor are measured on: first (of each sequence), bos, eos, token "
+        "ids, norm:M (activations of more than M times their sequence's median norm); none if nothing follows",
+    )
     saes = parser.add_argument_group("sparse autoencoders")
     saes.add_argument("--layers", type=int, nargs="+", default=[7, 15], help="decoder layers to encode, counted from 0")
     saes.add_argument("--num_seeds", type=int, default=2, help="SAEs per layer, from seeds 0 .. num_seeds-1")
@@ -317,6 +325,7 @@ def grid_choice(args: argparse.Namespace) -> "GridChoice":
 
 def training_settings(args: argparse.Namespace) -> "TrainingSettings":
     """What the flags say of training itself."""
+    from sae_utils.exclusion import parse_exclusion
     from sae_utils.training.settings import TrainingSettings
 
     return TrainingSettings(
@@ -329,6 +338,7 @@ def training_settings(args: argparse.Namespace) -> "TrainingSettings":
         optimizer=args.optimizer,
         ctx_len=args.ctx_len,
         shuffle_seed=args.shuffle_seed,
+        exclude=parse_exclusion(args.exclude),
     )
 
 

@@ -72,6 +72,7 @@ def describe_layer(group: Group, members: Sequence[TrainedSae], arrays: Arrays) 
                 chunks,
                 target.tokenizer,
                 batch_size=group.settings.batch_size,
+                exclusion=group.exclusion,
                 on_tokens=bar.update,
             )
         for key, contexts in found.items():

@@ -13,6 +13,7 @@ from sae_utils.comparison.whereabouts import Whereabouts
 from sae_utils.devices import DTYPES
 from sae_utils.errors import InputError, check_positive
 from sae_utils.evaluation.splicing import LOGITS_AT_ONCE
+from sae_utils.exclusion import Exclusion
 from sae_utils.memory import DENSE_COPIES, LATENT_COPIES, USABLE_SHARE, free_bytes, release_memory, sae_bytes
 from sae_utils.models import LoadedModel, fingerprint_trunk, load_causal_lm
 from sae_utils.progress import token_bar
@@ -91,6 +92,11 @@ class Group:
             self._target = target
         return self._target
 
+    @property
+    def exclusion(self) -> Exclusion:
+        """Positions that none of the SAEs sees."""
+        return self.saes[0].exclusion
+
     def release_target(self) -> None:
         """Give the target's memory back."""
         self._target = None
@@ -98,7 +104,7 @@ class Group:
 
     def held_out(self, source: Source, target: LoadedModel) -> Chunks:
         """The last sequences of a source, which no SAE of the group was trained on."""
-        _, _, ctx_len, n_tokens = self.saes[0].eval_shape
+        _, _, ctx_len, n_tokens, _ = self.saes[0].eval_shape
         chunks = pack_source(source, target.tokenizer, target.model.config, ctx_len, self.settings.where.packs).chunks
         start = len(chunks) - n_tokens // ctx_len
         if start < 0:

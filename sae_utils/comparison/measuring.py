@@ -25,6 +25,9 @@ from sae_utils.sparse_coders import are_finite
 
 logger = logging.getLogger(__name__)
 
+RANDOM_GENERATOR = "numpy.random.PCG64"
+"""What draws random tokens."""
+
 RANDOM_SEED = 0
 """Seed of the random tokens: the same for all SAEs, so that their fake features compare."""
 
@@ -61,8 +64,9 @@ def known_record(results: Results, sae: TrainedSae) -> dict[str, Any]:
     is_same = known is not None and known["weights_fingerprint"] == sae.weights_fingerprint
     if is_same and results.arrays_path(*sae.key[:3]).exists():
         return known | {"path": sae.path}
-    names = ("target", "source", "layer", "seed", "d_model", "n_latents", "k", "n_train_tokens")
-    record = {name: sae.record[name] for name in names}
+    names = "target", "source", "layer", "seed", "d_model", "n_latents", "k", "n_train_tokens", "n_tokens_trained_on"
+    record = {name: sae.record[name] for name in names} | {"exclude": sae.run["settings"]["exclude"]}
+    record |= {"packing": sae.run["packing"]}
     record |= {"path": sae.path, "max_decoder_norm_deviation": sae.record["max_decoder_norm_deviation"]}
     about = {"weights_fingerprint": sae.weights_fingerprint, "is_diverged": None}
     return record | about | {"evaluations": [], "random_tokens": None}
@@ -81,7 +85,8 @@ def evaluate_on(group: Group, source: Source, results: Results) -> None:
     target = group.load_target()
     chunks = group.held_out(source, target)
     for hooked in group.in_memory(todo, target):
-        options = {"batch_size": group.settings.batch_size}
+        options = {"batch_size": group.settings.batch_size, "exclusion": group.exclusion}
+        special_ids = target.tokenizer.all_special_ids
         with group.bar(f"on {source.name}", 2 * chunks.order.size * chunks.ctx_len) as bar:
             measured = measure_reconstruction(target.model, hooked, chunks, **options, on_tokens=bar.update)
             _check_activations(measured.layers, group, source)
@@ -91,7 +96,9 @@ def evaluate_on(group: Group, source: Source, results: Results) -> None:
             means = {layer: each.all.mean for layer, each in measured.layers.items()}
             if not hooked:
                 continue
-            spliced = measure_splices(target.model, hooked, chunks, means, **options, on_tokens=bar.update)
+            spliced = measure_splices(
+                target.model, hooked, chunks, means, **options, special_ids=special_ids, on_tokens=bar.update
+            )
         for key, counted in measured.saes.items():
             numbers = counted.record() | spliced[key]
             if not all(math.isfinite(value) for value in numbers.values() if isinstance(value, float)):
@@ -121,12 +128,12 @@ def count_fakes(group: Group, results: Results) -> None:
     """Firing on random tokens."""
     n_tokens = group.settings.n_random_tokens
     members = converged(group.saes, results)
-    todo = [sae for sae in members if (results.saes[sae.key]["random_tokens"] or {}).get("n_tokens") != n_tokens]
+    todo = [sae for sae in members if (results.saes[sae.key]["random_tokens"] or {}).get("n_drawn") != n_tokens]
     if not todo:
         return
     target = group.load_target()
     chunks = random_sequences(
-        known_ids(target.tokenizer, target.model),
+        known_ids(target.tokenizer, target.model, group.exclusion),
         bos_id=target.bos_id,
         ctx_len=todo[0].run["settings"]["ctx_len"],
         seed=RANDOM_SEED,
@@ -140,10 +147,12 @@ def count_fakes(group: Group, results: Results) -> None:
                 chunks,
                 batch_size=group.settings.batch_size,
                 n_tokens=n_tokens,
+                exclusion=group.exclusion,
                 on_tokens=bar.update,
             )
         for key, counted in firing.items():
-            results.saes[key]["random_tokens"] = counted.record()
+            about = {"n_drawn": n_tokens, "generator": RANDOM_GENERATOR, "seed": RANDOM_SEED}
+            results.saes[key]["random_tokens"] = about | counted.record()
             results.changed.add(key[:2])
             _, source_name, layer, seed = key
             arrays = {

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from sae_utils.errors import InputError, MissingInputError
+from sae_utils.exclusion import Exclusion, exclusion_of
 from sae_utils.files import DamagedFileError, Record, check_file, check_files, checksum_file, read_record, reading
 from sae_utils.paths import seed_dir
 from sae_utils.sources.rows import PACKING_RULE
@@ -58,10 +59,19 @@ class TrainedSae:
         return self.run["hookpoints"][f"layers.{self.layer}"]
 
     @property
-    def eval_shape(self) -> tuple[str, str, int, int]:
-        """Target, its number format, sequence length and held-out tokens: SAEs that agree are measured together."""
+    def exclusion(self) -> Exclusion:
+        """Positions that it does not see."""
+        return exclusion_of(self.run["settings"]["exclude"], self.run["settings"]["excluded_ids"])
+
+    @property
+    def eval_shape(self) -> tuple[str, str, int, int, Exclusion]:
+        """What SAEs must have in common to be measured together.
+
+        The target, its number format, sequence length, held-out tokens, and the positions that are left out.
+        """
         settings = self.run["settings"]
-        return self.run["target_reference"], settings["dtype"], settings["ctx_len"], settings["n_eval_tokens"]
+        tokens = settings["ctx_len"], settings["n_eval_tokens"]
+        return self.run["target_reference"], settings["dtype"], *tokens, self.exclusion
 
     def load(self, device: torch.device) -> SparseCoder:
         """The SAE in evaluation form.
@@ -138,7 +148,7 @@ def _read_folder(folder: Path) -> list[TrainedSae]:
     run = read_record(
         folder / "run.json", remedy, settings=dict, hookpoints=dict, saes=list, dataset=str, target_reference=str
     )
-    for name in ("dtype", "ctx_len", "n_eval_tokens"):
+    for name in ("dtype", "ctx_len", "n_eval_tokens", "exclude", "excluded_ids"):
         run["settings"][name]
     if (rule := run["settings"].get("packing_rule", 1)) != PACKING_RULE:
         raise InputError(

@@ -103,8 +103,19 @@ def with_activation(output: Any, activation: Tensor) -> Any:
 
 
 @torch.no_grad()
-def encode(sae: SparseCoder, activations: Tensor) -> Encoding:
-    """Encode and reconstruct activations `(batch, seq, d_model)`, cast to the SAE's number format first."""
+def encode(sae: SparseCoder, activations: Tensor, kept: Tensor | None = None) -> Encoding:
+    """Encode and reconstruct activations, cast to the SAE's number format first.
+
+    Args:
+        sae: The SAE.
+        activations: `(batch, seq, d_model)`.
+        kept: Positions that the SAE is there for, bool `(batch, seq)`; None for all. At the others no latent fires, and
+            what comes out is what went in.
+    """
     x = activations.flatten(0, 1).to(sae.dtype)  # (tokens, d_model)
     top_acts, top_indices, _ = sae.encode(x)  # (tokens, k)
-    return Encoding(top_acts, top_indices, sae.decode(top_acts, top_indices))
+    x_hat = sae.decode(top_acts, top_indices)
+    if kept is None:
+        return Encoding(top_acts, top_indices, x_hat)
+    is_left_out = ~kept.flatten()[:, None]  # (tokens, 1)
+    return Encoding(top_acts.masked_fill(is_left_out, 0.0), top_indices, torch.where(is_left_out, x, x_hat))

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sae_utils.evaluation.activations import Encoding, HookedSaes, encode, hooked_layers, id_batches, layer_outputs
+from sae_utils.exclusion import NOTHING, Exclusion
 from sae_utils.sources.packing import Chunks
 
 N_CONTEXTS = 6
@@ -153,6 +154,7 @@ def find_contexts(
     tokenizer: PreTrainedTokenizerBase,
     *,
     batch_size: int,
+    exclusion: Exclusion = NOTHING,
     on_tokens: Callable[[int], None] = lambda n_tokens: None,
 ) -> dict[Hashable, dict[int, list[dict[str, Any]]]]:
     """Run held-out sequences through the model once, up to the last hooked layer, and keep the top contexts.
@@ -164,6 +166,7 @@ def find_contexts(
         chunks: Held-out sequences.
         tokenizer: The target's.
         batch_size: Sequences per forward pass.
+        exclusion: Positions on which nothing fires.
         on_tokens: Called with the number of tokens done, for progress.
 
     Returns:
@@ -176,7 +179,8 @@ def find_contexts(
     for ids in id_batches(chunks, batch_size):
         outputs = layer_outputs(model, hooked_layers(saes), ids)
         for key, (hookpoint, sae) in saes.items():
-            tops[key].add(ids.numpy(), encode(sae, outputs[hookpoint]))
+            kept = exclusion.keeps(ids, outputs[hookpoint])
+            tops[key].add(ids.numpy(), encode(sae, outputs[hookpoint], kept))
         on_tokens(ids.numel())
     decode = token_decoder(tokenizer)
     return {key: top.records(decode) for key, top in tops.items()}

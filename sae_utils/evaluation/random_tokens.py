@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sae_utils.evaluation.activations import Encoding, HookedSaes, encode, hooked_layers, id_batches, layer_outputs
+from sae_utils.exclusion import NOTHING, Exclusion
 from sae_utils.sources.packing import Chunks
 
 N_TOKENS = 1_000_000
@@ -70,16 +71,17 @@ class RandomFiring:
         }
 
 
-def known_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> np.ndarray:
+def known_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, exclusion: Exclusion = NOTHING) -> np.ndarray:
     """Ids that mean something: those of the tokenizer, special tokens included, that the model has an embedding for.
 
-    Embeddings are often padded to a round number of rows; the rows without a token were never trained.
+    Embeddings are often padded to a round number of rows; the rows without a token were never trained. Ids that are
+    left out anyway are none of them.
 
     Returns:
         int32 `(vocab,)`, ascending.
     """
     ids = np.unique(np.fromiter(tokenizer.get_vocab().values(), dtype=np.int32))
-    return ids[ids < model.get_input_embeddings().num_embeddings]
+    return ids[(ids < model.get_input_embeddings().num_embeddings) & ~np.isin(ids, exclusion.ids)]
 
 
 def random_sequences(
@@ -111,6 +113,7 @@ def measure_random_firing(
     *,
     batch_size: int,
     n_tokens: int = N_TOKENS,
+    exclusion: Exclusion = NOTHING,
     on_tokens: Callable[[int], None] = lambda n_tokens: None,
 ) -> dict[Hashable, RandomFiring]:
     """Run random sequences through the model once, up to the last hooked layer, and count every SAE's firing.
@@ -122,6 +125,7 @@ def measure_random_firing(
         batch_size: Sequences per forward pass.
         n_tokens: Tokens to count at most, in order, the first of each sequence left out; the rest of the last sequence
             is not counted.
+        exclusion: Positions that are not counted either, so that fewer are; `random_sequences` need not draw its ids.
         on_tokens: Called with the number of tokens done, for progress.
 
     Returns:
@@ -140,6 +144,8 @@ def measure_random_firing(
         n_left -= int(is_counted.sum())
         outputs = layer_outputs(model, hooked_layers(saes), ids)
         for key, (hookpoint, sae) in saes.items():
-            firing[key].add(encode(sae, outputs[hookpoint]), is_counted.to(sae.device))
+            kept = exclusion.keeps(ids, outputs[hookpoint])
+            encoding = encode(sae, outputs[hookpoint], kept)
+            firing[key].add(encoding, is_counted.to(sae.device) & kept.flatten())
         on_tokens(ids.numel())
     return firing

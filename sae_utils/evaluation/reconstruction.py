@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sae_utils.evaluation.activations import Encoding, HookedSaes, encode, hooked_layers, id_batches, layer_outputs
+from sae_utils.exclusion import NOTHING, Exclusion
 from sae_utils.sources.packing import Chunks
 
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
@@ -58,15 +59,15 @@ class LayerStatistics:
     """What the activations of one layer are like; shared by all SAEs that read it."""
 
     all: SquaredDeviation = field(default_factory=SquaredDeviation)
-    """Over all tokens; its `mean` is the layer's mean activation, float64 `(d_model,)`."""
+    """Over all tokens that are kept; its `mean` is the layer's mean activation, float64 `(d_model,)`."""
 
     later: SquaredDeviation = field(default_factory=SquaredDeviation)
-    """Over all tokens but the first of each sequence, whose massive activations would outweigh the others."""
+    """Of these, without the first of each sequence, whose massive activations would outweigh the others."""
 
-    def add(self, x: Tensor) -> None:
-        """Take in activations, float64 `(batch, seq, d_model)`."""
-        self.all.add(x.flatten(0, 1))
-        self.later.add(x[:, 1:].flatten(0, 1))
+    def add(self, x: Tensor, kept: Tensor) -> None:
+        """Take in activations, float64 `(batch, seq, d_model)`, and which of them are kept, bool `(batch, seq)`."""
+        self.all.add(x[kept])
+        self.later.add(x[:, 1:][kept[:, 1:]])
 
 
 @dataclass
@@ -77,7 +78,7 @@ class Reconstruction:
     """Of the layer that it reads."""
 
     firing_counts: Tensor
-    """int64 `(n_latents,)`: tokens on which a latent is > 0."""
+    """int64 `(n_latents,)`: tokens on which a latent is > 0, of those that are kept, as in all that follows."""
 
     max_activation: Tensor
     """`(n_latents,)`: highest activation of each latent, 0 if it never fired."""
@@ -91,13 +92,16 @@ class Reconstruction:
     cosine_sum: float = 0.0
     """Cosines of activation and reconstruction, added over tokens."""
 
-    def add(self, x: Tensor, encoding: Encoding) -> None:
-        """Take in activations, float64 `(batch, seq, d_model)`, and what the SAE makes of them."""
+    def add(self, x: Tensor, kept: Tensor, encoding: Encoding) -> None:
+        """Take in activations, float64 `(batch, seq, d_model)`, which are kept, and what the SAE makes of them.
+
+        What is not kept is handed on as it is, so that it adds no error.
+        """
         x_hat = encoding.x_hat.double().view_as(x)
         error = (x - x_hat).pow(2).sum(dim=-1)  # (batch, seq)
         self.squared_error += float(error.sum())
         self.squared_error_later += float(error[:, 1:].sum())
-        self.cosine_sum += float(cosine(x, x_hat).sum())
+        self.cosine_sum += float(cosine(x, x_hat)[kept].sum())
         is_firing = encoding.top_acts > 0
         self.firing_counts += torch.bincount(encoding.top_indices[is_firing], minlength=len(self.firing_counts))
         self.max_activation.scatter_reduce_(
@@ -106,7 +110,7 @@ class Reconstruction:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens seen."""
+        """Tokens seen that are kept."""
         return self.layer.all.n_rows
 
     @property
@@ -172,6 +176,7 @@ def measure_reconstruction(
     chunks: Chunks,
     *,
     batch_size: int,
+    exclusion: Exclusion = NOTHING,
     on_tokens: Callable[[int], None] = lambda n_tokens: None,
 ) -> Evaluation:
     """Run held-out sequences through the model once, up to the last hooked layer, and measure every SAE on them.
@@ -181,6 +186,7 @@ def measure_reconstruction(
         saes: The SAEs and the layers that they read.
         chunks: Held-out sequences.
         batch_size: Sequences per forward pass.
+        exclusion: Positions that are not measured on.
         on_tokens: Called with the number of tokens done, for progress.
     """
     layers = {name: LayerStatistics() for name in hooked_layers(saes)}
@@ -194,10 +200,10 @@ def measure_reconstruction(
     }
     for ids in id_batches(chunks, batch_size):
         for hookpoint, activations in layer_outputs(model, list(layers), ids).items():
-            x = activations.double()
-            layers[hookpoint].add(x)
+            x, kept = activations.double(), exclusion.keeps(ids, activations)
+            layers[hookpoint].add(x, kept)
             for key in [key for key in saes if saes[key][0] == hookpoint]:
-                counts[key].add(x, encode(saes[key][1], activations))
+                counts[key].add(x, kept, encode(saes[key][1], activations, kept))
         on_tokens(ids.numel())
     return Evaluation(counts, layers)
 

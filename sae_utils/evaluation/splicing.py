@@ -7,7 +7,7 @@ hand on the replacement and compute nothing. Whether that is exact for a model i
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +25,14 @@ from sae_utils.evaluation.activations import (
     recorded_outputs,
     with_activation,
 )
+from sae_utils.exclusion import NOTHING, Exclusion
 from sae_utils.models import find_layers
 from sae_utils.sources.packing import Chunks
 
 logger = logging.getLogger(__name__)
+
+NAMES = ("ce_clean_nats", "ce_sae_nats", "ce_zero_nats", "ce_mean_nats", "ce_recovered", "ce_diff_nats", "kl_nats")
+"""What is measured of an SAE."""
 
 LOGITS_AT_ONCE = 2**25
 """Logits that are turned into log-probabilities together: 128 MiB in float32."""
@@ -45,29 +49,49 @@ class Losses:
     """Of the untouched model's next-token distributions from those of the model with a replaced output."""
 
     n_predictions: int = 0
-    """Tokens predicted: every token of a sequence but the first."""
+    """Predictions that count, see `counted_predictions`."""
 
-    def add(self, clean: Tensor, spliced: Tensor, ids: Tensor) -> None:
-        """Take in the logits of a batch, both `(batch, seq, vocab)`, and its ids, `(batch, seq)`."""
+    def add(self, clean: Tensor, spliced: Tensor, ids: Tensor, is_counted: Tensor) -> None:
+        """Take in the logits of a batch, both `(batch, seq, vocab)`, its ids, `(batch, seq)`, and what counts of it.
+
+        `is_counted` is bool `(batch, seq - 1)`.
+        """
         n_rows = max(1, LOGITS_AT_ONCE // clean.shape[-1])
         for sequence in range(len(ids)):
-            targets = ids[sequence, 1:].split(n_rows)
+            targets, counted = ids[sequence, 1:].split(n_rows), is_counted[sequence].split(n_rows)
             pieces = clean[sequence, :-1].split(n_rows), spliced[sequence, :-1].split(n_rows)
-            for clean_piece, spliced_piece, target in zip(*pieces, targets, strict=True):
+            for clean_piece, spliced_piece, target, counts in zip(*pieces, targets, counted, strict=True):
                 log_q = log_probabilities(spliced_piece)  # (tokens, vocab)
-                self.cross_entropy -= float(log_q.gather(-1, target[:, None]).double().sum())
-                self.kl += float(kl_divergence(log_probabilities(clean_piece), log_q).sum())
-                self.n_predictions += len(target)
+                self.cross_entropy -= float(log_q.gather(-1, target[:, None])[counts].double().sum())
+                self.kl += float(kl_divergence(log_probabilities(clean_piece), log_q)[counts].sum())
+                self.n_predictions += int(counts.sum())
 
     @property
-    def mean_cross_entropy(self) -> float:
-        """Nats per predicted token."""
-        return self.cross_entropy / self.n_predictions
+    def mean_cross_entropy(self) -> float | None:
+        """Nats per prediction that counts; None if none does."""
+        return self.cross_entropy / self.n_predictions if self.n_predictions else None
 
     @property
-    def mean_kl(self) -> float:
-        """Nats per predicted token."""
-        return self.kl / self.n_predictions
+    def mean_kl(self) -> float | None:
+        """Nats per prediction that counts; None if none does."""
+        return self.kl / self.n_predictions if self.n_predictions else None
+
+
+def counted_predictions(ids: Tensor, kept: Tensor, special_ids: Collection[int]) -> Tensor:
+    """Which next-token predictions count: those made at positions that are kept, of tokens that are not special.
+
+    Where a document begins and ends is the packing's doing as much as the text's.
+
+    Args:
+        ids: `(batch, seq)`.
+        kept: bool `(batch, seq)`.
+        special_ids: BOS, EOS and the like.
+
+    Returns:
+        bool `(batch, seq - 1)`: of the prediction of each token but the first.
+    """
+    special = torch.tensor(sorted(special_ids), dtype=ids.dtype, device=ids.device)
+    return kept[:, :-1] & torch.isin(ids[:, 1:], special, invert=True)
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
@@ -98,63 +122,74 @@ def measure_splices(
     mean_activations: Mapping[str, Tensor],
     *,
     batch_size: int,
+    exclusion: Exclusion = NOTHING,
+    special_ids: Collection[int] = (),
     on_tokens: Callable[[int], None] = lambda n_tokens: None,
 ) -> dict[Hashable, dict[str, float | None]]:
-    """Cross-entropy and KL with a layer's output replaced at every position, the first of each sequence included.
+    """Cross-entropy and KL with a layer's output replaced at every position that is kept; the others stay as they are.
 
     Args:
         model: A whole language model with its head, in evaluation mode.
         saes: The SAEs and the decoder layers that they read.
-        chunks: Held-out sequences; every token but the first of a sequence is predicted.
+        chunks: Held-out sequences.
         mean_activations: By layer, `(d_model,)`: `LayerStatistics.all.mean` over these same sequences.
         batch_size: Sequences per forward pass. Two sets of logits, `(batch, seq, vocab)`, are held at a time.
+        exclusion: Positions whose activations are not replaced, and at which no prediction counts.
+        special_ids: Tokens whose prediction does not count.
         on_tokens: Called with the number of tokens done, for progress.
 
     Returns:
-        By the SAEs' keys, in nats per predicted token: `ce_clean_nats`, of the untouched model; `ce_sae_nats`,
-        `ce_zero_nats` and `ce_mean_nats`, of the model with the output replaced by the reconstruction, by zeros and by
-        the mean activation; `kl_nats`, KL(untouched || reconstruction); `ce_diff_nats`, `ce_sae_nats - ce_clean_nats`.
-        And `ce_recovered`, see `recovered_share`.
+        By the SAEs' keys, in nats per prediction that counts (`counted_predictions`): `ce_clean_nats`, of the untouched
+        model; `ce_sae_nats`, `ce_zero_nats` and `ce_mean_nats`, of the model with the output replaced by the
+        reconstruction, by zeros and by the mean activation; `kl_nats`, KL(untouched || reconstruction); `ce_diff_nats`,
+        `ce_sae_nats - ce_clean_nats`. And `ce_recovered`, see `recovered_share`. All None if no prediction counts.
 
     Raises:
         InputError: If an SAE reads something other than a decoder layer.
     """
     layers_to = {name: find_layers(model)[1][: layer_index(model, name) + 1] for name in hooked_layers(saes)}
-    clean_losses, spliced_losses = Losses(), defaultdict(Losses)
+    losses: dict[tuple[str, Hashable], Losses] = defaultdict(Losses)
     is_resumed: dict[str, bool] = {}
+    clean_of: dict[str, str] = {}
     for ids in id_batches(chunks, batch_size):
         ids = ids.to(model.device)
         with recorded_outputs(model, layers_to) as outputs:
             clean = model(ids, use_cache=False).logits  # (batch, seq, vocab)
-        clean_losses.add(clean, clean, ids)
         for hookpoint, output in outputs.items():
             layers, activations = layers_to[hookpoint], activation_in(output)
+            kept = exclusion.keeps(ids, activations)
+            is_counted = counted_predictions(ids, kept, special_ids)
+            if hookpoint not in clean_of:  # what counts is the same for all layers, but for a limit for norms
+                clean_of[hookpoint] = hookpoint if exclusion.max_norm else next(iter(outputs))
+            if clean_of[hookpoint] == hookpoint:
+                losses["clean", hookpoint].add(clean, clean, ids, is_counted)
             if hookpoint not in is_resumed:
                 is_resumed[hookpoint] = can_resume(model, layers, ids, output, clean)
-            for key, replacement in replacements(hookpoint, activations, saes, mean_activations[hookpoint]):
+            for key, replacement in replacements(hookpoint, activations, saes, mean_activations[hookpoint], kept):
                 new_output = with_activation(output, replacement)
                 with replaced_output(layers, new_output, is_resumed=is_resumed[hookpoint]):
                     spliced = model(ids, use_cache=False).logits
-                spliced_losses[key].add(clean, spliced, ids)
+                losses[key].add(clean, spliced, ids, is_counted)
                 del spliced  # before the next set of logits is made
         on_tokens(ids.numel())
-    ce_clean = clean_losses.mean_cross_entropy
-    return {key: _record(ce_clean, spliced_losses, key, hookpoint) for key, (hookpoint, _) in saes.items()}
+    return {key: _record(losses, key, hookpoint, clean_of[hookpoint]) for key, (hookpoint, _) in saes.items()}
 
 
 def replacements(
-    hookpoint: str, activations: Tensor, saes: HookedSaes, mean: Tensor
+    hookpoint: str, activations: Tensor, saes: HookedSaes, mean: Tensor, kept: Tensor
 ) -> Iterator[tuple[tuple[str, Hashable], Tensor]]:
     """What takes the place of activations `(batch, seq, d_model)`: zeros, the mean, and every SAE's reconstruction.
+
+    Activations that are not kept, bool `(batch, seq)`, stay as they are.
 
     Yields:
         `("zero" or "mean", hookpoint)` or `("sae", key)`, and a tensor like the activations.
     """
-    yield ("zero", hookpoint), torch.zeros_like(activations)
-    yield ("mean", hookpoint), mean.to(activations).expand_as(activations).clone()
+    yield ("zero", hookpoint), activations.masked_fill(kept[..., None], 0.0)
+    yield ("mean", hookpoint), torch.where(kept[..., None], mean.to(activations), activations)
     for key, (read, sae) in saes.items():
         if read == hookpoint:
-            yield ("sae", key), encode(sae, activations).x_hat.to(activations.dtype).view_as(activations)
+            yield ("sae", key), encode(sae, activations, kept).x_hat.to(activations.dtype).view_as(activations)
 
 
 def layer_index(model: PreTrainedModel, hookpoint: str) -> int:
@@ -222,9 +257,12 @@ def replaced_output(layers: Sequence[nn.Module], output: Any, *, is_resumed: boo
 
 
 def _record(
-    ce_clean: float, losses: Mapping[tuple[str, Hashable], Losses], key: Hashable, hookpoint: str
+    losses: Mapping[tuple[str, Hashable], Losses], key: Hashable, hookpoint: str, clean_of: str
 ) -> dict[str, float | None]:
-    """Results of one SAE by name."""
+    """Results of one SAE by name; the untouched model's losses stand under the layer `clean_of`."""
+    if not losses["sae", key].n_predictions:
+        return dict.fromkeys(NAMES)
+    ce_clean = losses["clean", clean_of].mean_cross_entropy
     ce_sae = losses["sae", key].mean_cross_entropy
     ce_zero = losses["zero", hookpoint].mean_cross_entropy
     return {

@@ -10,7 +10,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,19 @@ def stage_sae(folders: CellFolders, key: SaeKey, sae: SparseCoder) -> None:
         sae.save_to_disk(folder)
 
 
+@dataclass(frozen=True)
+class TrainingTokens:
+    """How much an SAE was trained on."""
+
+    n_read: int
+    """Tokens of its training sequences, the same for all SAEs of a run."""
+
+    n_trained_on: int
+    """Those that it has seen: `--exclude` leaves the others out."""
+
+
 def make_record(
-    folders: CellFolders, key: SaeKey, sae: SparseCoder, n_train_tokens: int, measured: Mapping[str, Any]
+    folders: CellFolders, key: SaeKey, sae: SparseCoder, tokens: TrainingTokens, measured: Mapping[str, Any]
 ) -> dict[str, Any]:
     """One flat record of an SAE: what it is, where it will be, and how it did on the held-out tokens."""
     layer, seed = key
@@ -63,7 +74,8 @@ def make_record(
         "d_model": sae.d_in,
         "n_latents": sae.num_latents,
         "k": sae.cfg.k,
-        "n_train_tokens": n_train_tokens,
+        "n_train_tokens": tokens.n_read,
+        "n_tokens_trained_on": tokens.n_trained_on,
         **measured,
         "max_decoder_norm_deviation": float((sae.W_dec.detach().norm(dim=1) - 1).abs().max()),
         "path": str(folders.seed_dir(seed) / f"layers.{layer}"),

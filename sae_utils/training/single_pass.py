@@ -16,7 +16,7 @@ from sae_utils.models import cut_for_now, find_layers
 from sae_utils.paths import METRICS_FILE
 from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig, TrainConfig
 from sae_utils.training.cells import Cell
-from sae_utils.training.finished import SaeKey, check_staged, make_record, stage_sae
+from sae_utils.training.finished import SaeKey, TrainingTokens, check_staged, make_record, stage_sae
 from sae_utils.training.folders import CellFolders, Checkpoints
 from sae_utils.training.machines import Machines
 from sae_utils.training.monitor import TrainingMonitor
@@ -105,15 +105,20 @@ def train_pass(
         }
         shown = cell.name if set(which.layers) == set(cell.settings.layers) else f"{cell.name} {which}"
         saes = fit(trainer, keys, monitor, shown)
+        n_trained_on = {layer: trainer.n_tokens_trained_on(name) for layer, name in hookpoints.items()}
         del trainer
         release_memory(machines.device)  # what is measured needs no optimizer
         hooked = {key: (hookpoints[key[0]], sae) for key, sae in saes.items()}
-        measured = evaluate_reconstruction(model, hooked, eval_chunks, batch_size=cell.settings.batch_size)
+        options = {"batch_size": cell.settings.batch_size, "exclusion": cell.target.exclusion}
+        measured = evaluate_reconstruction(model, hooked, eval_chunks, **options)
     check_measured(measured)
     for key, sae in saes.items():
         stage_sae(folders, key, sae)
-    n_tokens = cell.budget.n_train_tokens
-    own = [make_record(folders, key, sae, n_tokens, measured[key]) for key, sae in saes.items()]
+    n_read = cell.budget.n_train_tokens
+    own = [
+        make_record(folders, key, sae, TrainingTokens(n_read, n_trained_on[key[0]]), measured[key])
+        for key, sae in saes.items()
+    ]
     records = [record for part in workers.gather(own) for record in part]
     if workers.is_main:
         losses = [METRICS_FILE] if (records_path.parent / METRICS_FILE).exists() else []

@@ -13,6 +13,7 @@ from sae_utils.evaluation.reconstruction import (
     fraction_of_variance_unexplained,
     measure_reconstruction,
 )
+from sae_utils.exclusion import NOTHING, Exclusion
 from sae_utils.models import find_layers, load_trunk
 from sae_utils.sources.packing import Chunks
 from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig
@@ -63,10 +64,11 @@ def test_record_by_hand():
     """
     x = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]]).double()
     layer = LayerStatistics()
-    layer.add(x)
+    layer.add(x, torch.ones(1, 2, dtype=torch.bool))
     counted = Reconstruction(layer, torch.zeros(4, dtype=torch.int64), torch.zeros(4))
     top_acts = torch.tensor([[2.0, 0.0], [5.0, 1.0]])
-    counted.add(x, Encoding(top_acts, torch.tensor([[0, 1], [0, 2]]), torch.tensor([[4.0, 3.0], [1.0, 0.0]])))
+    encoding = Encoding(top_acts, torch.tensor([[0, 1], [0, 2]]), torch.tensor([[4.0, 3.0], [1.0, 0.0]]))
+    counted.add(x, torch.ones(1, 2, dtype=torch.bool), encoding)
     record = counted.record()
     quantiles = record.pop("firing_rate_quantiles")
     assert record == {
@@ -87,21 +89,26 @@ def test_record_by_hand():
 
 @pytest.mark.parametrize("kind", ["neox", "llama", "gpt2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_same_as_a_plain_computation(kind, dtype, request):
+@pytest.mark.parametrize("exclusion", [NOTHING, Exclusion(has_first=True, ids=(5, 77), max_norm=1.1)])
+def test_same_as_a_plain_computation(kind, dtype, exclusion, request):
     """One streamed pass with hooks against: all activations at once, `SparseCoder.forward`, formulas written out."""
     folder = request.getfixturevalue(kind)
     model = load_trunk(str(folder), torch.device("cpu"), dtype)
     saes = make_saes(find_layers(model)[0])
     tokens = np.random.default_rng(0).integers(3, len(load(folder).tokenizer), (7, 12)).astype(np.int32)
-    evaluation = measure_reconstruction(model, saes, Chunks(tokens), batch_size=3)
+    tokens[2, 5] = 77
+    evaluation = measure_reconstruction(model, saes, Chunks(tokens), batch_size=3, exclusion=exclusion)
     for key, (name, sae) in saes.items():
         # The same batches, as attention in bfloat16 depends on them.
         ids = torch.from_numpy(tokens).long().split(3)
         x = torch.cat([hidden_states(model, batch, key[0]) for batch in ids])
+        kept = exclusion.keeps(torch.from_numpy(tokens).long(), x)
+        assert kept[:, 1:].all() == exclusion.is_empty, "more is left out than the first position"
+        is_later = (torch.arange(12) > 0).expand(7, 12)[kept]
         with torch.no_grad():
-            out = sae(x.flatten(0, 1).to(sae.dtype))
-        x, x_hat = x.flatten(0, 1).double(), out.sae_out.double()
-        later = [i for i in range(len(x)) if i % 12]
+            out = sae(x[kept].to(sae.dtype))
+        x, x_hat = x[kept].double(), out.sae_out.double()
+        later = is_later.nonzero().squeeze(1)
         counted = evaluation.saes[key]
         result = counted.record()
         fired = out.latent_indices[out.latent_acts > 0]
@@ -111,8 +118,8 @@ def test_same_as_a_plain_computation(kind, dtype, request):
         assert result["cosine"] == pytest.approx(float(torch.cosine_similarity(x, x_hat).mean()), rel=1e-5)
         assert result["dead_share"] == pytest.approx(1 - len(fired.unique()) / 40)
         assert result["l0"] == pytest.approx(len(fired) / len(x))
-        assert result["n_tokens"] == 84
-        dense = torch.zeros(84, 40).scatter(1, out.latent_indices, out.latent_acts)
+        assert result["n_tokens"] == len(x) == int(kept.sum())
+        dense = torch.zeros(len(x), 40).scatter(1, out.latent_indices, out.latent_acts)
         assert counted.firing_counts.tolist() == (dense > 0).sum(dim=0).tolist()
         assert torch.allclose(counted.max_activation, dense.max(dim=0).values)
         assert torch.allclose(evaluation.layers[name].all.mean, x.mean(dim=0), rtol=1e-12)

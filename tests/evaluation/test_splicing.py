@@ -11,6 +11,7 @@ from sae_utils.errors import InputError
 from sae_utils.evaluation import splicing
 from sae_utils.evaluation.activations import layer_outputs
 from sae_utils.evaluation.splicing import kl_divergence, layer_index, measure_splices, recovered_share, replaced_output
+from sae_utils.exclusion import NOTHING, Exclusion
 from sae_utils.models import find_layers
 from sae_utils.sources.packing import Chunks
 from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig
@@ -52,26 +53,30 @@ def hooked(model, make) -> dict:
     return {layer: (f"{name}.{layer}", make(layer)) for layer in (0, 1)}
 
 
-def measure(model, saes, batch_size=2):
+def measure(model, saes, batch_size=2, **options):
     means = means_of(model, [name for name, _ in saes.values()])
-    return measure_splices(model, saes, Chunks(TOKENS), means, batch_size=batch_size)
+    return measure_splices(model, saes, Chunks(TOKENS), means, batch_size=batch_size, **options)
 
 
-def reference(model, layer, replace) -> tuple[float, float]:
+def reference(model, layer, replace, *, exclusion=NOTHING, special_ids=()) -> tuple[float, float]:
     """Cross-entropy and KL, one sequence at a time, the whole model with a hook, PyTorch's own losses."""
 
     def hook(module, inputs, output):
-        return (replace(output[0]), *output[1:]) if isinstance(output, tuple) else replace(output)
+        x = output[0] if isinstance(output, tuple) else output
+        kept.append(exclusion.keeps(row[None], x)[0])
+        new = torch.where(kept[-1][:, None], replace(x), x)
+        return (new, *output[1:]) if isinstance(output, tuple) else new
 
-    entropies, divergences = [], []
+    entropies, divergences, kept = [], [], []
     for row in torch.from_numpy(TOKENS).long():
         clean = model(row[None]).logits[0, :-1].double()
         handle = find_layers(model)[1][layer].register_forward_hook(hook)
         spliced = model(row[None]).logits[0, :-1].double()
         handle.remove()
-        entropies.append(functional.cross_entropy(spliced, row[1:]))
+        counted = [i for i in range(11) if kept[-1][i] and int(row[i + 1]) not in special_ids]
+        entropies += functional.cross_entropy(spliced, row[1:], reduction="none")[counted]
         log_p, log_q = clean.log_softmax(-1), spliced.log_softmax(-1)
-        divergences.append(functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean"))
+        divergences += functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)[counted]
     return float(torch.stack(entropies).mean()), float(torch.stack(divergences).mean())
 
 
@@ -107,17 +112,27 @@ def test_reconstructions_of_zero_and_of_the_mean_are_ce_zero_and_ce_mean(kind, r
 
 
 @KINDS
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"exclusion": Exclusion(has_first=True, ids=(int(TOKENS[1, 4]),)), "special_ids": TOKENS[2, 3:9].tolist()},
+        {"exclusion": Exclusion(max_norm=1.1)},
+    ],
+)
 @torch.no_grad()
-def test_same_as_a_plain_computation(kind, request):
+def test_same_as_a_plain_computation(kind, options, request):
     """Every SAE in turn, the whole model each time, against layers that hand on what was computed once."""
     model = load(request.getfixturevalue(kind)).model
     saes = hooked(model, random_sae)
     means = means_of(model, hooked_names(model))
-    for layer, record in measure(model, saes).items():
+    for layer, record in measure(model, saes, **options).items():
         name, sae = saes[layer]
-        ce_sae, kl = reference(model, layer, lambda x, sae=sae: sae(x.flatten(0, 1)).sae_out.view_as(x))
-        ce_zero, _ = reference(model, layer, torch.zeros_like)
-        ce_mean, _ = reference(model, layer, lambda x, name=name: means[name].float().expand_as(x))
+        ce_clean, _ = reference(model, layer, torch.clone, **options)
+        ce_sae, kl = reference(model, layer, lambda x, sae=sae: sae(x.flatten(0, 1)).sae_out.view_as(x), **options)
+        ce_zero, _ = reference(model, layer, torch.zeros_like, **options)
+        ce_mean, _ = reference(model, layer, lambda x, name=name: means[name].float().expand_as(x), **options)
+        assert record["ce_clean_nats"] == pytest.approx(ce_clean, abs=1e-5)
         assert record["ce_sae_nats"] == pytest.approx(ce_sae, abs=1e-5)
         assert record["kl_nats"] == pytest.approx(kl, abs=1e-5)
         assert record["ce_zero_nats"] == pytest.approx(ce_zero, abs=1e-5)
@@ -126,6 +141,13 @@ def test_same_as_a_plain_computation(kind, request):
         assert record["ce_recovered"] == pytest.approx(
             (ce_zero - ce_sae) / (ce_zero - record["ce_clean_nats"]), abs=1e-4
         )
+
+
+def test_without_a_prediction_that_counts_there_is_no_number(neox):
+    """As where rows have two tokens and the first is left out; the script must not end there."""
+    model = load(neox).model
+    for record in measure(model, hooked(model, random_sae), special_ids=range(400)).values():
+        assert record == dict.fromkeys(splicing.NAMES)
 
 
 def test_layers_up_to_the_replaced_one_are_computed_once(neox, caplog):
