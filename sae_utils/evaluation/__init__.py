@@ -8,4 +8,5 @@ written. All of it is streamed, one pass of the model for all SAEs. Its files:
     splicing        what a model loses with a layer's output replaced
     random_tokens   features that fire on anything: the fake feature ratio
     contexts        what latents fire on
+    intervals       how far a number may be off because of what it was counted on
 """
