@@ -124,7 +124,9 @@ def as_pattern(name: str) -> str:
 
 def fits(value: Any, kind: str) -> bool:
     """Whether a JSON value is of a type as the page spells it."""
-    plain, _, items = kind.partition("list of ")
+    items = kind.removesuffix(" or null").partition("list of ")[2]
+    if items and value is None:
+        return kind.endswith(" or null")
     if items:
         return isinstance(value, list) and all(fits(each, items.removesuffix("s")) for each in value)
     kinds = {
@@ -136,7 +138,7 @@ def fits(value: Any, kind: str) -> bool:
         "object": dict,
         "list": list,
     }
-    allowed = [kinds[each] for each in plain.split(" or ")]
+    allowed = [kinds[each] for each in kind.split(" or ")]
     return any(isinstance(value, each) for each in allowed) and (not isinstance(value, bool) or bool in allowed)
 
 

@@ -1,6 +1,6 @@
 """The results of all comparisons: `metrics.json`, the same as a tidy `metrics.csv`, and arrays for figures.
 
-metrics.json holds `{"schema": 2, "saes": [...], "pairs": [...], "datasets": [...]}`: one record per SAE with what was
+metrics.json holds `{"schema": 3, "saes": [...], "pairs": [...], "datasets": [...]}`: one record per SAE with what was
 measured on each source's held-out tokens (`evaluations`) and on random tokens, one per pair of seeds, one per source.
 Every record says which weights it was measured on, so that nothing is measured twice and nothing old is kept.
 
@@ -21,7 +21,7 @@ from sae_utils.files import DamagedFileError, Record, read_record, reading, writ
 from sae_utils.locks import LONG_PATIENCE_SEC, Lock
 from sae_utils.paths import cell_name
 
-SCHEMA = 2
+SCHEMA = 3
 
 PAGE_SIGN = "<title>SAE comparison"
 """What every page of ours begins with, so that nobody else's is overwritten."""
@@ -188,7 +188,10 @@ def pair_key(record: dict[str, Any]) -> tuple:
 
 
 def tidy_csv(saes: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> str:
-    """One line per number: what it is about, its name, its value. Names of nested numbers are joined by dots."""
+    """One line per number: what it is about, its name, its value. Names of nested numbers are joined by dots.
+
+    The two ends of an interval, such as `sfr_interval`, are `sfr_low` and `sfr_high`.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
@@ -224,7 +227,10 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 def _numbers(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float | int]]:
     """Every number in a record with its name; undefined ones are left out."""
     for name, value in record.items():
+        stem = prefix + name.removesuffix("_interval")
         if isinstance(value, dict):
-            yield from _numbers(value, f"{prefix}{name}.")
+            yield from _numbers(value, f"{stem}.")
+        elif isinstance(value, list) and all(isinstance(each, float) for each in value):
+            yield from zip((f"{stem}_low", f"{stem}_high"), value, strict=True)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield prefix + name, value

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sae_utils.comparison.matching import Matching, match_rows
 from sae_utils.errors import InputError
+from sae_utils.evaluation.intervals import mean_interval, share_interval
 from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig
 
 SHARED_ABOVE = 0.7
@@ -54,7 +55,7 @@ class Agreement:
 
     record: dict[str, Any]
     """`n_latents`, `sfr`, `sfr_both`, `mean_matched_cosine`, `sfr_at`, `sfr_live`, `n_live`, `n_live_b`, `sfr_floor`,
-    `mean_matched_cosine_floor`; see `compare_dictionaries`."""
+    `mean_matched_cosine_floor`, and the interval of each share and mean; see `compare_dictionaries`."""
 
     partner: np.ndarray
     """int32 `(n_latents,)`: the latent of the second SAE whose decoder row is matched to each latent of the first."""
@@ -93,6 +94,10 @@ def compare_dictionaries(
       take part in the matching: they keep the random directions of their seeds, too far from all others to take a
       partner with a cosine > 0.7 away. None if a dictionary has no latent that fires, or no masks are given.
     - `sfr_floor`, `mean_matched_cosine_floor`: `floor`'s.
+    - `<name>_interval` of each of these: `[low, high]`, how far the number may be off because it was counted on so many
+      latents; see `sae_utils/evaluation/intervals.py`. The units are the matched pairs; of `sfr_live`, the latents that
+      it is a share of. None for fewer than two. The two SAEs stay the same: how much another two seeds would differ is
+      not in it.
 
     Args:
         a: First SAE.
@@ -124,6 +129,7 @@ def compare_dictionaries(
         "sfr_floor": floor.sfr,
         "mean_matched_cosine_floor": floor.mean_cosine,
     }
+    record |= intervals_of(record, decoder.cosine, floor.cosine)
     return Agreement(record, decoder.partner.astype(np.int32), decoder.cosine, floor.cosine)
 
 
@@ -183,6 +189,30 @@ def share_of_live(decoder: Matching, live_a: np.ndarray | None, live_b: np.ndarr
         return None
     is_shared = live_a & live_b[decoder.partner] & (decoder.cosine > SHARED_ABOVE)
     return float(is_shared.sum() / min(live_a.sum(), live_b.sum()))
+
+
+def intervals_of(record: Mapping[str, Any], cosine: np.ndarray, floor_cosine: np.ndarray) -> dict[str, Any]:
+    """`<name>_interval` of every share and mean of `compare_dictionaries`.
+
+    Args:
+        record: The numbers themselves.
+        cosine: Of the matched decoder rows, `(n_latents,)`.
+        floor_cosine: The same of the untrained SAEs.
+    """
+
+    def of_share(share: float | None, n: int) -> list[float] | None:
+        return None if share is None else share_interval(round(share * n), n)
+
+    n_latents = record["n_latents"]
+    shares = {name: of_share(record[name], n_latents) for name in ("sfr", "sfr_both", "sfr_floor")}
+    n_live = min(record["n_live"] or 0, record["n_live_b"] or 0)
+    intervals = shares | {
+        "sfr_at": {threshold: of_share(share, n_latents) for threshold, share in record["sfr_at"].items()},
+        "sfr_live": of_share(record["sfr_live"], n_live),
+        "mean_matched_cosine": mean_interval(cosine),
+        "mean_matched_cosine_floor": mean_interval(floor_cosine),
+    }
+    return {f"{name}_interval": interval for name, interval in intervals.items()}
 
 
 def summarise_pairs(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | int | None]]:

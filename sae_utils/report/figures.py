@@ -25,7 +25,7 @@ def write_figures(results_dir: Path) -> list[Path]:
 
     Raises:
         MissingInputError: If there is no `metrics.json`.
-        InputError: If it has no SAE, or another schema than 2.
+        InputError: If it has no SAE, or another schema than `SCHEMA`.
     """
     folder = results_dir / "figures"
     charts = make_charts(read_findings(results_dir))

@@ -42,7 +42,7 @@ def write_report(results_dir: Path) -> Path:
 
     Raises:
         MissingInputError: If there is no `metrics.json`.
-        InputError: If it has no SAE, or another schema than 2.
+        InputError: If it has no SAE, or another schema than `SCHEMA`.
     """
     path = results_dir / "report.html"
     write_text(path, render(read_findings(results_dir)))

@@ -73,7 +73,7 @@ def calls(monkeypatch) -> list[tuple]:
 
 def test_every_sae_is_measured_on_every_source_and_every_two_seeds_are_compared(grid):
     found = metrics()
-    assert found["schema"] == 2
+    assert found["schema"] == 3
     saes = [(each["target"], each["source"], each["layer"], each["seed"]) for each in found["saes"]]
     assert saes == list(itertools.product(["tiny"], SOURCES, LAYERS, SEEDS))
     for record in found["saes"]:

@@ -33,7 +33,9 @@ def sae_of(source: str, layer: int, seed: int, **values) -> dict:
 
 def pair_of(source: str, layer: int, seed: int, seed_b: int, **values) -> dict:
     about = {"target": "tiny", "source": source, "layer": layer, "seed": seed, "seed_b": seed_b}
-    return about | {"sfr": 0.5, "sfr_at": {"0.5": 0.7, "0.9": 0.0}, "sfr_live": None, "n_live": 40} | values
+    numbers = {"sfr": 0.5, "sfr_at": {"0.5": 0.7, "0.9": 0.0}, "sfr_live": None, "n_live": 40}
+    intervals = {"sfr_interval": [0.25, 0.75], "sfr_at_interval": {"0.5": [0.5, 1.0], "0.9": None}}
+    return about | numbers | intervals | {"sfr_live_interval": None, "weights_fingerprints": ["a1", "b2"]} | values
 
 
 def results_of(saes: list[dict], pairs: list[dict], folder: Path = Path("results")) -> Results:
@@ -56,6 +58,9 @@ def numbers_in(metrics: dict) -> Iterator[tuple]:
                 yield from walk(each, where, f"{name}.{key}" if name else key)
         elif isinstance(value, float | int) and not isinstance(value, bool):
             yield (*where, name, value)
+        elif isinstance(value, list) and name.startswith("sfr"):
+            for end, each in zip(("_low", "_high"), value, strict=True):
+                yield (*where, name.replace("_interval", "") + end, each)
 
     for record in metrics["saes"] + metrics["pairs"]:
         rest = dict(record)
@@ -89,6 +94,10 @@ def test_csv_by_hand():
         "tiny,tiny,7,0,1,,sfr_at.0.5,0.7",
         "tiny,tiny,7,0,1,,sfr_at.0.9,0.0",
         "tiny,tiny,7,0,1,,n_live,40",
+        "tiny,tiny,7,0,1,,sfr_low,0.25",
+        "tiny,tiny,7,0,1,,sfr_high,0.75",
+        "tiny,tiny,7,0,1,,sfr_at.0.5_low,0.5",
+        "tiny,tiny,7,0,1,,sfr_at.0.5_high,1.0",
     ]
 
 
@@ -98,7 +107,7 @@ def test_every_number_of_the_json_is_in_the_csv_once_to_the_last_digit():
     ]
     path = results_of(saes, [pair_of("a,b", 7, 0, 1), pair_of("tiny", 7, 0, 1)]).save()
     rows, expected = rows_of(Path("results/metrics.csv")), list(numbers_in(json.loads(path.read_text())))
-    assert len(set(rows)) == len(rows) == 8 * 9 + 2 * 4
+    assert len(set(rows)) == len(rows) == 8 * 9 + 2 * 8
     assert sorted(rows) == sorted((*row[:-1], float(row[-1])) for row in expected)
 
 
@@ -106,7 +115,7 @@ def test_csv_opens_with_pandas():
     pandas = pytest.importorskip("pandas")
     results_of([sae_of("tiny", 7, 0)], [pair_of("tiny", 7, 0, 1)]).save()
     table = pandas.read_csv("results/metrics.csv")
-    assert table.shape == (12, 8)
+    assert table.shape == (16, 8)
     assert (table["value"].dtype, table["layer"].dtype) == (np.float64, np.int64)
     sfr = table[table["metric"] == "sfr"]
     assert sfr[["seed", "seed_b", "value"]].to_numpy().tolist() == [[0, 1, 0.5]]

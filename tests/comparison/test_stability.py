@@ -18,6 +18,7 @@ from sae_utils.comparison.stability import (
     untrained_floor,
 )
 from sae_utils.errors import InputError
+from sae_utils.evaluation.intervals import mean_interval, share_interval
 from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig
 
 
@@ -42,6 +43,11 @@ def flat(record: dict) -> dict:
     """The numbers of a record on one level."""
     numbers = {**record, **record["sfr_at"]}
     return {name: number for name, number in numbers.items() if isinstance(number, float)}
+
+
+def intervals(record: dict) -> dict:
+    """The intervals of a record, but for those of `sfr_at`, by their names."""
+    return {name: value for name, value in record.items() if name.endswith("_interval") and isinstance(value, list)}
 
 
 def related(seed: int, noise: float = 0.35) -> tuple[Dictionary, Dictionary]:
@@ -129,6 +135,8 @@ def test_exchanging_the_two_changes_nothing():
     a, b = related(5)
     there, back = compare_dictionaries(a, b, no_floor()), compare_dictionaries(b, a, no_floor())
     assert flat(there.record) == pytest.approx(flat(back.record), rel=1e-6)
+    for name, interval in intervals(there.record).items():
+        assert back.record[name] == pytest.approx(interval, rel=1e-6)
     assert back.partner[there.partner].tolist() == list(range(60))
 
 
@@ -171,6 +179,39 @@ def test_live_reaches_the_record():
     assert (record["n_live"], record["n_live_b"]) == (40, 60)
     assert compare(a, b)["sfr_live"] is None
     assert compare(a, b)["n_live"] is None
+
+
+def test_intervals_are_those_of_their_units():
+    """Of all latents, but `sfr_live`: of those that it is a share of. The floor's are of the floor's own cosines."""
+    a, b = related(9, noise=1.0)
+    floor_cosine = np.linspace(0.1, 0.9, 60, dtype=np.float32)
+    floor = Floor(share_above(floor_cosine, 0.7), float(floor_cosine.mean()), floor_cosine)
+    live_a, live_b = np.arange(60) < 40, np.arange(60) < 50
+    agreement = compare_dictionaries(a, b, floor, live_a=live_a, live_b=live_b)
+    record = agreement.record
+    assert intervals(record) == {
+        "sfr_interval": share_interval(round(record["sfr"] * 60), 60),
+        "sfr_both_interval": share_interval(round(record["sfr_both"] * 60), 60),
+        "sfr_live_interval": share_interval(round(record["sfr_live"] * 40), 40),
+        "sfr_floor_interval": share_interval(15, 60),
+        "mean_matched_cosine_interval": mean_interval(agreement.cosine),
+        "mean_matched_cosine_floor_interval": mean_interval(floor_cosine),
+    }
+    assert record["sfr_at_interval"]["0.7"] == record["sfr_interval"] != record["sfr_at_interval"]["0.9"]
+    assert list(record["sfr_at_interval"]) == list(record["sfr_at"])
+    for name, (low, high) in intervals(record).items():
+        assert low < record[name.removesuffix("_interval")] < high, name
+
+
+def test_what_is_not_defined_has_no_interval():
+    a, b = related(7)
+    assert compare(a, b)["sfr_live_interval"] is None
+    one = np.arange(60) == 0
+    assert compare(a, b, live_a=one, live_b=one)["sfr_live_interval"] is None, "a share of one latent"
+    single = Dictionary(a.encoder[:1], a.decoder[:1])
+    record = compare(single, single)
+    assert record["sfr"] == 1 and record["sfr_at_interval"]["0.5"] is None
+    assert intervals(record) == {}
 
 
 def test_untrained_saes_are_those_that_training_starts_from():

@@ -45,7 +45,7 @@ def write_results(
 ) -> Path:
     """Write `results` and `checkpoints` below `folder`, as a finished comparison leaves them; the results folder."""
     rng = np.random.default_rng(0)
-    results, metrics = folder / "results", {"schema": 2, "saes": [], "pairs": [], "datasets": []}
+    results, metrics = folder / "results", {"schema": 3, "saes": [], "pairs": [], "datasets": []}
     (results / "details").mkdir(parents=True)
     all_sources = [*sources, *text_sources]
     for target in targets:

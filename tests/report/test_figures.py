@@ -212,7 +212,7 @@ def test_what_is_wrong_with_a_results_folder_is_said(tmp_path):
     with pytest.raises(MissingInputError, match=r"no metrics\.json; run train_sae\.py"):
         write_figures(tmp_path)
     (tmp_path / "metrics.json").write_text('{"schema": 1, "saes": []}')
-    with pytest.raises(InputError, match="schema 2 and at least one SAE, got schema 1 and 0 SAEs"):
+    with pytest.raises(InputError, match="schema 3 and at least one SAE, got schema 1 and 0 SAEs"):
         write_figures(tmp_path)
     assert not (tmp_path / "figures").exists()
     (tmp_path / "metrics.jsonl").write_text('{"tokens": 1}\n{"tok')
