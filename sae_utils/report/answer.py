@@ -104,7 +104,9 @@ def _one(comparison: Comparison) -> str:
     """The sentence for a single comparison, which has room for counts."""
     floor = comparison.of_pairs("sfr_floor")
     chance = f", floor {rounded(floor.mean, 3)}" if floor else ""
-    return f"{_count(comparison)} features are found again from one seed to another (SFR {_shown(comparison)}{chance})."
+    interval = comparison.interval_of_pairs("sfr")
+    sfr = _shown(comparison) + (f" [{rounded(interval[0], 3)}, {rounded(interval[1], 3)}]" if interval else "")
+    return f"{_count(comparison)} features are found again from one seed to another (SFR {sfr}{chance})."
 
 
 def _sfr(comparison: Comparison) -> float:

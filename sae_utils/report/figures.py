@@ -48,7 +48,10 @@ def make_charts(findings: Findings) -> list[Chart]:
 
 
 def seed_agreement(findings: Findings, *, width: float | None = None) -> Chart | None:
-    """SFR of every pair of seeds, its mean, and the floor of untrained SAEs; one panel a target, `width` inches."""
+    """SFR of every pair of seeds, its mean and interval, and the floor of untrained SAEs.
+
+    One panel a target, `width` inches.
+    """
     panels, width = [], width or _rows_width(findings)
     for target in findings.targets:
         members = [each for each in findings.comparisons if each.target == target and each.of_pairs("sfr")]
@@ -58,6 +61,7 @@ def seed_agreement(findings: Findings, *, width: float | None = None) -> Chart |
                 source_colour(findings, each),
                 [pair["sfr"] for pair in each.pairs if pair.get("sfr") is not None],
                 floor.mean if (floor := each.of_pairs("sfr_floor")) else None,
+                each.interval_of_pairs("sfr"),
             )
             for each in members
         ]
@@ -70,6 +74,8 @@ def seed_agreement(findings: Findings, *, width: float | None = None) -> Chart |
     legend = [Key("mean of pairs", INK, "dot"), Key("a pair of seeds", INK, "ring"), Key("untrained", MUTED, "diamond")]
     if all(len(each.pairs) < 2 for each in findings.comparisons):
         legend[:2] = [Key("trained", INK, "dot")]
+    if any(each.interval_of_pairs("sfr") for each in findings.comparisons):
+        legend.append(Key("95% interval", INK))
     return _chart("seed_agreement", panels, legend, n_columns=2)
 
 

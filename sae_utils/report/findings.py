@@ -4,7 +4,7 @@ metrics.json is required; the arrays and features in `details`, and the training
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -72,9 +72,21 @@ class Comparison:
         """A number of the pair records, over pairs."""
         return Spread.of(pair.get(name) for pair in self.pairs)
 
+    def interval_of_pairs(self, name: str) -> tuple[float, float] | None:
+        """95 % interval of `of_pairs`: the mean of the pairs' low ends and of their high ends.
+
+        As wide as if all pairs were off in the same direction: they share SAEs, so they are not independent. None if a
+        pair with this number has no interval.
+        """
+        return _mean_interval(pair.get(f"{name}_interval") for pair in self.pairs if pair.get(name) is not None)
+
     def of_thresholds(self, threshold: str) -> Spread | None:
         """SFR at another threshold, over pairs."""
         return Spread.of((pair.get("sfr_at") or {}).get(threshold) for pair in self.pairs)
+
+    def interval_of_thresholds(self, threshold: str) -> tuple[float, float] | None:
+        """The same as `interval_of_pairs`, of SFR at another threshold."""
+        return _mean_interval((pair.get("sfr_at_interval") or {}).get(threshold) for pair in self.pairs)
 
     def of_random_tokens(self, name: str) -> Spread | None:
         """A number measured on random tokens, over seeds."""
@@ -221,6 +233,19 @@ def thin(values: np.ndarray) -> np.ndarray:
     if len(values) <= MAX_CURVE_POINTS:
         return values
     return np.array([part.mean() for part in np.array_split(values, MAX_CURVE_POINTS)])
+
+
+def _mean_interval(intervals: Iterable[Sequence[float] | None]) -> tuple[float, float] | None:
+    """Mean of the low ends and mean of the high ends; None if there is none, or one is not defined.
+
+    >>> _mean_interval([[0.25, 0.5], [0.75, 1.0]]), _mean_interval([[0.25, 0.5], None])
+    ((0.5, 0.75), None)
+    """
+    known = list(intervals)
+    if not known or None in known:
+        return None
+    low, high = (sum(ends) / len(known) for ends in zip(*known, strict=True))
+    return low, high
 
 
 def _group(metrics: dict[str, Any], details: Path) -> list[Comparison]:

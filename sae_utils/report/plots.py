@@ -35,9 +35,15 @@ class Row:
     reference: float | None
     """What they are to be held against: the floor, or the most that is possible."""
 
+    interval: tuple[float, float] | None = None
+    """Of the mean of the values, 95 %."""
+
 
 def draw_agreement(ax: Axes, *, rows: Sequence[Row]) -> None:
-    """SFR from 0 to 1: a ring for each pair if there are several, a dot for the mean, a line from the floor to it."""
+    """SFR from 0 to 1: a ring for each pair if there are several, a dot for the mean, a line from the floor to it.
+
+    The mean's interval is a bar with ends, so that it is seen over the line and the dot.
+    """
     for y, row in enumerate(rows):
         mean = sum(row.values) / len(row.values)
         ax.plot([row.reference or 0.0, mean], [y, y], color=row.colour, linewidth=1.6, solid_capstyle="butt")
@@ -46,7 +52,9 @@ def draw_agreement(ax: Axes, *, rows: Sequence[Row]) -> None:
         ax.plot([mean], [y], "o", color=row.colour, markersize=5.5)
         if row.reference is not None:
             ax.plot([row.reference], [y], "D", color=MUTED, markerfacecolor="none", markersize=3.6, mew=0.9)
-        _note(ax, rounded(mean, 3), max(row.values), y, bbox=ON_PAPER)
+        if row.interval is not None:
+            ax.plot(row.interval, [y, y], color=INK, linewidth=0.8, marker="|", markersize=7, mew=0.8)
+        _note(ax, rounded(mean, 3), max(*row.values, *(row.interval or ())), y, bbox=ON_PAPER)
     _label_rows(ax, rows)
     ax.set_xlim(-0.012, 1.06)
     ax.set_xticks(np.linspace(0, 1, 6))

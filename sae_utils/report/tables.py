@@ -7,7 +7,10 @@ from sae_utils.comparison.results import Results
 from sae_utils.report.rounding import rounded
 
 _SAE_COLUMNS = ("target", "source", "layer", "seed", "FVU", "FVU w/o 1st", "CE recovered", "dead", "FFR", "path")
-_PAIR_COLUMNS = ("target", "source", "layer", "seeds", "SFR", "floor", "SFR live", "SFR both", "mean cosine")
+_PAIR_COLUMNS = (
+    *("target", "source", "layer", "seeds"),
+    *("SFR", "95% interval", "floor", "SFR live", "SFR both", "mean cosine"),
+)
 _TEXT_COLUMNS = ("target", "source", "path", "seeds")
 
 
@@ -16,7 +19,8 @@ def results_tables(results: Results, keys: Sequence[tuple]) -> str:
 
     `FVU w/o 1st` leaves out the first position of each sequence; `CE recovered` is the share of the cross-entropy lost
     to zeros that the reconstruction gives back; `dead` is the share of latents that never fire on the held-out tokens;
-    `FFR` is the share that fires on random tokens; `SFR` is the share of latents found again in the other seed.
+    `FFR` is the share that fires on random tokens; `SFR` is the share of latents found again in the other seed, and the
+    interval beside it how far that may be off because it was counted on so many latents.
 
     Args:
         results: What was measured.
@@ -75,9 +79,10 @@ def _sae_row(record: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _pair_row(record: dict[str, Any]) -> tuple[str, ...]:
-    names = ("sfr", "sfr_floor", "sfr_live", "sfr_both", "mean_matched_cosine")
+    names = ("sfr_floor", "sfr_live", "sfr_both", "mean_matched_cosine")
     about = record["target"], record["source"], str(record["layer"]), f"{record['seed']} {record['seed_b']}"
-    return (*about, *(_number(record[name]) for name in names))
+    sfr = _number(record["sfr"]), _interval(record["sfr_interval"])
+    return (*about, *sfr, *(_number(record[name]) for name in names))
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -91,6 +96,10 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in [columns, tuple("-" * width for width in widths), *rows]
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    return "undefined" if ends is None else f"[{ends[0]:.4f}, {ends[1]:.4f}]"
 
 
 def _number(value: float | None) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sae_utils.comparison.stability import intervals_of
 from sae_utils.files import write_json
 from sae_utils.paths import cell_name, seed_dir
 
@@ -155,7 +156,7 @@ def pair_numbers(arrays: dict[str, np.ndarray], a: int, b: int) -> dict[str, Any
     """A pair record without what identifies it, true to the arrays where they say."""
     cosines, floor = arrays[f"cosine_{a}_{b}"], arrays[f"floor_cosine_{a}_{b}"]
     live = arrays[f"firing_rate_{a}"] > 0
-    return {
+    numbers = {
         "seed": a,
         "seed_b": b,
         "n_latents": len(cosines),
@@ -169,6 +170,7 @@ def pair_numbers(arrays: dict[str, np.ndarray], a: int, b: int) -> dict[str, Any
         "sfr_floor": float((floor > 0.7).mean()),
         "mean_matched_cosine_floor": float(floor.mean(dtype=np.float64)),
     }
+    return numbers | intervals_of(numbers, cosines, floor)
 
 
 def features(

@@ -24,6 +24,7 @@ def findings_with(tmp_path: Path, ratios: dict[tuple[str, int], float], **shape)
     def set_ratios(metrics):
         for pair in metrics["pairs"]:
             pair |= {"sfr": ratios[pair["source"], pair["layer"]], "sfr_floor": 0.015625}
+            pair |= {"sfr_interval": [0.25, 0.375]}
 
     edit_metrics(results, set_ratios)
     return read_findings(results)
@@ -32,7 +33,7 @@ def findings_with(tmp_path: Path, ratios: dict[tuple[str, int], float], **shape)
 def test_one_comparison_is_told_with_its_count(tmp_path):
     findings = findings_with(tmp_path, {("m", 7): 0.3125})
     assert agreement_sentence(findings) == (
-        "80 of 256 features are found again from one seed to another (SFR 0.312, floor 0.016)."
+        "80 of 256 features are found again from one seed to another (SFR 0.312 [0.250, 0.375], floor 0.016)."
     )
     assert source_sentence(findings) is None
 

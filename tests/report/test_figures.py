@@ -126,6 +126,19 @@ def test_dots_stand_at_the_recorded_ratios(tmp_path):
     ratios = [pair["sfr"] for pair in pairs]
     floor = sum(pair["sfr_floor"] for pair in pairs) / 3
     assert drawn == [ratios, [pytest.approx(sum(ratios) / 3)], [floor]]
+    (bar,) = (line.get_xdata() for line in ax.lines if line.get_marker() == "|")
+    assert list(bar) == pytest.approx([sum(pair["sfr_interval"][end] for pair in pairs) / 3 for end in (0, 1)])
+
+
+def test_numbers_without_an_interval_have_no_bar(tmp_path):
+    """One pair without an interval leaves the mean without one: of the others alone it would be another mean's."""
+    results = write_results(tmp_path, n_seeds=3, layers=[7])
+    edit_metrics(results, lambda metrics: metrics["pairs"][1].update(sfr_interval=None))
+    chart = seed_agreement(read_findings(results))
+    ax = Figure().subplots()
+    chart.panels[0].draw(ax)
+    assert [line for line in ax.lines if line.get_marker() == "|"] == []
+    assert "95% interval" not in [key.label for key in chart.legend]
 
 
 def test_trained_histograms_are_shown_whole(results):

@@ -100,6 +100,30 @@ def test_every_number_of_the_answer_table_is_the_records(tmp_path):
                 assert abs(number - value) <= 0.5000001 * 10**-decimals
 
 
+def test_intervals_stand_beside_their_numbers(tmp_path):
+    """Mean of the pairs' ends, in the answer and at every threshold; where there is none, there are no brackets."""
+    results = write_results(tmp_path, n_seeds=3, n_features=3)
+    gone = {"sfr_live": None, "sfr_live_interval": None, "sfr_both_interval": None}
+    edit_metrics(results, lambda metrics: metrics["pairs"][-1].update(gone))
+    pairs = [pair for pair in json.loads((results / "metrics.json").read_text())["pairs"] if pair["layer"] == 15]
+    text = write_report(results).read_text(encoding="utf-8")
+    for name in ("sfr", "sfr_floor", "mean_matched_cosine", "mean_matched_cosine_floor"):
+        assert beside([pair[name] for pair in pairs], [pair[f"{name}_interval"] for pair in pairs]) in text, name
+    for threshold in ("0.5", "0.9"):
+        values, intervals = ([pair[name][threshold] for pair in pairs] for name in ("sfr_at", "sfr_at_interval"))
+        assert beside(values, intervals) in text, threshold
+    live = [pair for pair in pairs if pair["sfr_live"] is not None]
+    assert beside([pair["sfr_live"] for pair in live], [pair["sfr_live_interval"] for pair in live]) in text
+    both = mean(pair["sfr_both"] for pair in pairs)
+    assert f'<data value="{both}">{both:.3f}</data></td>' in text, "one pair of it has no interval"
+
+
+def beside(values: list[float], intervals: list[list[float]]) -> str:
+    """A mean and its interval as the page shows them."""
+    low, high = (mean(interval[end] for interval in intervals) for end in (0, 1))
+    return f'<data value="{mean(values)}">{mean(values):.3f}</data><small class="ends">[{low:.3f}, {high:.3f}]</small>'
+
+
 def test_page_is_well_formed_and_needs_nothing_from_outside(tmp_path):
     results = write_results(tmp_path, text_sources=["corpus"], n_features=3)
     page = Page(write_report(results))

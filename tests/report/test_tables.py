@@ -26,7 +26,8 @@ def sae_record(source: str, layer: int, seed: int, **own) -> dict:
 def pair_record(source: str, layer: int, **values) -> dict:
     about = {"target": "tiny", "source": source, "layer": layer, "seed": 0, "seed_b": 1}
     numbers = {"sfr": 0.5, "sfr_both": 0.4, "sfr_live": 0.625, "sfr_floor": 0.0, "mean_matched_cosine": 0.71236}
-    return about | numbers | {"sfr_at": {"0.5": 0.6}, "mean_matched_cosine_floor": 0.2} | values
+    numbers |= {"sfr_at": {"0.5": 0.6}, "mean_matched_cosine_floor": 0.2, "sfr_interval": [0.4381, 0.56]}
+    return about | numbers | values
 
 
 def results_of(saes: list[dict], pairs: list[dict]) -> Results:
@@ -46,7 +47,7 @@ def test_tables_by_hand():
     """Own source's numbers, not those of the source measured first; undefined numbers said; numbers to the right."""
     undefined = {"fvu": None, "ce_recovered": None, "dead_share": 1.0}
     saes = [sae_record("tiny", 7, 0), sae_record("tiny", 7, 1), sae_record("other", 15, 0, **undefined)]
-    pairs = [pair_record("tiny", 7, sfr_live=None)]
+    pairs = [pair_record("tiny", 7, sfr_live=None), pair_record("other", 15, sfr_interval=None)]
     assert results_tables(results_of(saes, pairs), keys(saes)).splitlines() == [
         "target  source  layer  seed        FVU  FVU w/o 1st  CE recovered    dead    FFR  path",
         "------  ------  -----  ----  ---------  -----------  ------------  ------  -----  "
@@ -58,9 +59,10 @@ def test_tables_by_hand():
         "tiny    other      15     0  undefined       0.3100     undefined  100.0%  1.25%  "
         "checkpoints/tiny_from_other_seed_0/layers.15",
         "",
-        "target  source  layer  seeds     SFR   floor   SFR live  SFR both  mean cosine",
-        "------  ------  -----  -----  ------  ------  ---------  --------  -----------",
-        "tiny    tiny        7  0 1    0.5000  0.0000  undefined    0.4000       0.7124",
+        "target  source  layer  seeds     SFR      95% interval   floor   SFR live  SFR both  mean cosine",
+        "------  ------  -----  -----  ------  ----------------  ------  ---------  --------  -----------",
+        "tiny    other      15  0 1    0.5000         undefined  0.0000     0.6250    0.4000       0.7124",
+        "tiny    tiny        7  0 1    0.5000  [0.4381, 0.5600]  0.0000  undefined    0.4000       0.7124",
     ]
 
 
