@@ -36,7 +36,7 @@ class Row:
     """What they are to be held against: the floor, or the most that is possible."""
 
     interval: tuple[float, float] | None = None
-    """Of the mean of the values, 95 %."""
+    """95 % interval of the mean of the values."""
 
 
 def draw_agreement(ax: Axes, *, rows: Sequence[Row]) -> None:
