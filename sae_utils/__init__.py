@@ -29,6 +29,7 @@ none of the others, and none knows generation. Here lies what several of them sh
     model_checks    models found unfit: configuration, weights, tokenizer, before anything large is loaded
     models          finding, loading, cutting and identifying language models
     seeding         one stream of uniform numbers per sample
+    exclusion       positions that SAEs neither learn from nor are measured on
     expansion       how many latents an SAE gets
     dependencies    is the installed `sparsify` EleutherAI's, and can it be compiled for a GPU?
     sparse_coders   sparsify, imported quietly

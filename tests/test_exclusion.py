@@ -38,7 +38,7 @@ def test_what_cannot_be_left_out_is_refused(words, message):
 
 
 def test_a_token_that_the_target_does_not_know_is_refused():
-    with pytest.raises(InputError, match="names the token 10, and the target knows 0 .. 9"):
+    with pytest.raises(InputError, match=r"names the token 10, and the target knows 0 \.\. 9"):
         find_exclusion(["10"], bos_id=1, eos_id=2, vocab_size=10)
 
 

@@ -328,8 +328,10 @@ def test_columns_are_those_that_are_documented(pattern, heading):
 
 def test_packed_sequences():
     (path,) = Path("datasets/.packed").glob("tiny_*_32.npy")
-    packed = np.load(path)
-    assert (packed.dtype, packed.shape) == (np.int32, (78, 32))
+    packed, packing = np.load(path), read(f"{SEED_DIR}/run.json")["packing"]
+    assert (packed.dtype, packed.shape) == (np.int32, (packing["n_rows"], 32))
+    record = read(path.with_suffix(".json"))["packing"]
+    assert set(record) == set(packing) | {"bos_id", "eos_id"}
 
 
 @pytest.mark.parametrize(
@@ -379,20 +381,23 @@ def defined(heading: str) -> set[str]:
 
 
 def numbers(record: dict[str, Any], *others: str) -> set[str]:
-    """Names in a record that are not names of what it is about."""
-    return set(record) - {"target", "source", "layer", "seed", "seed_b", *others}
+    """Names in a record that are not names of what it is about, nor of intervals, which are defined together."""
+    names = {name for name in record if not name.endswith("_interval")}
+    return names - {"target", "source", "layer", "seed", "seed_b", *others}
 
 
 def test_every_number_is_defined():
     """A number that can be read in two ways is not a result."""
     metrics, quality = read("results/metrics.json"), read(f"{DATASET}/generation.json")["quality"]
     sae, pair = metrics["saes"][0], metrics["pairs"][0]
-    evaluation = numbers(sae["evaluations"][0], "eval_source", "eval_fingerprint", "is_tokenized_again")
-    assert evaluation == defined("Per SAE and source, on held-out tokens")
-    assert set(sae["random_tokens"]) == defined("Per SAE, on random tokens")
+    about = {"eval_source", "eval_fingerprint", "is_tokenized_again", "by_position"}
+    assert numbers(sae["evaluations"][0], *about) == defined("Per SAE and source, on held-out tokens")
+    assert numbers(sae["evaluations"][0]["by_position"][0], "first", "last") == defined("By position")
+    assert numbers(sae["random_tokens"], "n_drawn", "generator", "seed") == defined("Per SAE, on random tokens")
     assert numbers(pair, "weights_fingerprints") == defined("Per pair of seeds")
     assert set(quality) == defined("Of a generated data set")
     about = {"path", "d_model", "n_latents", "k", "n_train_tokens", "weights_fingerprint"}
+    about |= {"n_tokens_trained_on", "exclude", "packing"}
     assert numbers(sae, "evaluations", "random_tokens", *about) == defined("Of the weights")
     assert {name.split("/")[0] for name in documented("`metrics.jsonl`")} - {"tokens"} == defined("While training")
 

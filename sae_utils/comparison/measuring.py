@@ -101,6 +101,8 @@ def evaluate_on(group: Group, source: Source, results: Results) -> None:
             )
         for key, counted in measured.saes.items():
             numbers = counted.record() | spliced[key]
+            by_position = zip(numbers.pop("fvu_by_position"), numbers.pop("ce_by_position"), strict=True)
+            numbers["by_position"] = [fvu | ce for fvu, ce in by_position]
             if not all(math.isfinite(value) for value in numbers.values() if isinstance(value, float)):
                 _set_diverged(results, key, True)  # its reconstructions are finite, and the model breaks on them
                 continue

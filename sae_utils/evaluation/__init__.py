@@ -7,6 +7,7 @@ written. All of it is streamed, one pass of the model for all SAEs. Its files:
     reconstruction  fraction of variance unexplained, dead latents, firing rates
     splicing        what a model loses with a layer's output replaced
     random_tokens   features that fire on anything: the fake feature ratio
+    positions       numbers by position in the sequence
     contexts        what latents fire on
     intervals       how far a number may be off because of what it was counted on
 """

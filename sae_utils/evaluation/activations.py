@@ -119,3 +119,8 @@ def encode(sae: SparseCoder, activations: Tensor, kept: Tensor | None = None) ->
         return Encoding(top_acts, top_indices, x_hat)
     is_left_out = ~kept.flatten()[:, None]  # (tokens, 1)
     return Encoding(top_acts.masked_fill(is_left_out, 0.0), top_indices, torch.where(is_left_out, x, x_hat))
+
+
+def each_sequence(encoding: Encoding, n_sequences: int) -> Iterator[Encoding]:
+    """The parts of an encoded batch, sequence by sequence."""
+    yield from map(Encoding, *(each.chunk(n_sequences) for each in encoding))

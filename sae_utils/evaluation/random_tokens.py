@@ -9,9 +9,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sae_utils.evaluation.activations import Encoding, HookedSaes, encode, hooked_layers, id_batches, layer_outputs
+from sae_utils.evaluation.activations import (
+    Encoding,
+    HookedSaes,
+    each_sequence,
+    encode,
+    hooked_layers,
+    id_batches,
+    layer_outputs,
+)
+from sae_utils.evaluation.intervals import interval_of, resampled_sums
 from sae_utils.exclusion import NOTHING, Exclusion
 from sae_utils.sources.packing import Chunks
+from sae_utils.sparse_coders import SparseCoder
 
 N_TOKENS = 1_000_000
 """Random tokens counted."""
@@ -21,6 +31,9 @@ FAKE_ACTIVATION = 1.0
 
 FAKE_SHARE = 0.1
 """A latent that is active on more than this share of random tokens is fake."""
+
+N_BLOCKS = 64
+"""Blocks of sequences, one after the other, that are drawn anew for intervals: counts are kept of each."""
 
 
 @dataclass
@@ -34,25 +47,36 @@ class RandomFiring:
     """
 
     counts: Tensor
-    """int64 `(n_latents,)`: tokens with an activation above `FAKE_ACTIVATION`."""
+    """int64 `(n_blocks, n_latents)`: tokens of each block with an activation above `FAKE_ACTIVATION`."""
 
     counts_scale_free: Tensor
-    """int64 `(n_latents,)`: tokens with an activation above 0."""
+    """int64 `(n_blocks, n_latents)`: tokens of each block with an activation above 0."""
 
-    n_tokens: int = 0
-    """Tokens counted."""
+    n_by_block: Tensor
+    """int64 `(n_blocks,)`: tokens counted."""
 
-    def add(self, encoding: Encoding, is_counted: Tensor) -> None:
-        """Take in encoded tokens and which of them count, bool `(tokens,)`."""
+    @classmethod
+    def of(cls, sae: SparseCoder, n_blocks: int) -> "RandomFiring":
+        """Nothing counted yet."""
+        counts = torch.zeros(2, n_blocks, sae.num_latents, dtype=torch.int64, device=sae.device)
+        return cls(*counts, torch.zeros(n_blocks, dtype=torch.int64, device=sae.device))
+
+    def add(self, encoding: Encoding, is_counted: Tensor, block: int = 0) -> None:
+        """Take in encoded tokens of a block, and which of them count, bool `(tokens,)`."""
         for counts, threshold in ((self.counts, FAKE_ACTIVATION), (self.counts_scale_free, 0.0)):
             is_active = (encoding.top_acts > threshold) & is_counted[:, None]  # (tokens, k)
-            counts += torch.bincount(encoding.top_indices[is_active], minlength=len(counts))
-        self.n_tokens += int(is_counted.sum())
+            counts[block] += torch.bincount(encoding.top_indices[is_active], minlength=counts.shape[1])
+        self.n_by_block[block] += is_counted.sum()
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens counted."""
+        return int(self.n_by_block.sum())
 
     @property
     def random_rate(self) -> np.ndarray:
         """Share of random tokens with an activation above `FAKE_ACTIVATION`, float64 `(n_latents,)`."""
-        return self.counts.cpu().numpy() / self.n_tokens
+        return self.counts.sum(dim=0).cpu().numpy() / self.n_tokens
 
     @property
     def is_fake(self) -> np.ndarray:
@@ -60,15 +84,29 @@ class RandomFiring:
         return self.random_rate > FAKE_SHARE
 
     def record(self) -> dict[str, float | int]:
-        """Results by name: share (`ffr`) and number of fake latents; `scale_free` counts any activation above 0."""
-        is_fake_scale_free = self.counts_scale_free.cpu().numpy() / self.n_tokens > FAKE_SHARE
+        """Results by name: share (`ffr`) and number of fake latents; `scale_free` counts any activation above 0.
+
+        With `_interval` behind the shares: theirs, over blocks of sequences.
+        """
+        is_fake_scale_free = self.counts_scale_free.sum(dim=0).cpu().numpy() / self.n_tokens > FAKE_SHARE
         return {
             "n_tokens": self.n_tokens,
             "ffr": float(self.is_fake.mean()),
+            "ffr_interval": self._interval(self.counts),
             "n_fake": int(self.is_fake.sum()),
             "ffr_scale_free": float(is_fake_scale_free.mean()),
+            "ffr_scale_free_interval": self._interval(self.counts_scale_free),
             "n_fake_scale_free": int(is_fake_scale_free.sum()),
         }
+
+    def _interval(self, counts: Tensor) -> list[float] | None:
+        """The interval of the share of fake latents; None for a single block."""
+        if len(counts) < 2:
+            return None
+        may_be_fake = (counts > FAKE_SHARE * self.n_by_block[:, None]).any(dim=0)  # in no resample are the others
+        sums = resampled_sums(counts[:, may_be_fake].cpu().numpy())
+        n_tokens = resampled_sums(self.n_by_block.cpu().numpy())
+        return interval_of((sums > FAKE_SHARE * n_tokens[:, None]).sum(axis=1) / counts.shape[1])
 
 
 def known_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, exclusion: Exclusion = NOTHING) -> np.ndarray:
@@ -131,21 +169,20 @@ def measure_random_firing(
     Returns:
         By the SAEs' keys.
     """
-    firing = {
-        key: RandomFiring(*torch.zeros(2, sae.num_latents, dtype=torch.int64, device=sae.device))
-        for key, (_, sae) in saes.items()
-    }
-    n_left = n_tokens
+    n_blocks = min(N_BLOCKS, len(chunks))
+    firing = {key: RandomFiring.of(sae, n_blocks) for key, (_, sae) in saes.items()}
+    n_left, n_done = n_tokens, 0
     for ids in id_batches(chunks, batch_size):
         is_counted = torch.ones(ids.shape, dtype=torch.bool)
         is_counted[:, 0] = False
-        is_counted = is_counted.flatten()  # (tokens,)
-        is_counted &= is_counted.cumsum(0) <= n_left
+        is_counted &= is_counted.flatten().cumsum(0).view_as(is_counted) <= n_left
         n_left -= int(is_counted.sum())
         outputs = layer_outputs(model, hooked_layers(saes), ids)
         for key, (hookpoint, sae) in saes.items():
             kept = exclusion.keeps(ids, outputs[hookpoint])
-            encoding = encode(sae, outputs[hookpoint], kept)
-            firing[key].add(encoding, is_counted.to(sae.device) & kept.flatten())
+            encoding, counts = encode(sae, outputs[hookpoint], kept), is_counted.to(sae.device) & kept
+            for row, of_row in enumerate(each_sequence(encoding, len(ids))):
+                firing[key].add(of_row, counts[row], (n_done + row) * n_blocks // len(chunks))
+        n_done += len(ids)
         on_tokens(ids.numel())
     return firing

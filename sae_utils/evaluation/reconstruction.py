@@ -1,5 +1,6 @@
 """How well SAEs reconstruct held-out activations: streamed, in float64, one pass of the model for all SAEs."""
 
+import functools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sae_utils.evaluation.activations import Encoding, HookedSaes, encode, hooked_layers, id_batches, layer_outputs
+from sae_utils.evaluation.intervals import interval_of, resampled_sums
+from sae_utils.evaluation.positions import by_bin, position_bins, sums_by_bin
 from sae_utils.exclusion import NOTHING, Exclusion
 from sae_utils.sources.packing import Chunks
 
@@ -55,6 +58,42 @@ class SquaredDeviation:
 
 
 @dataclass
+class SequenceDeviations:
+    """The same sums sequence by sequence, for resamples of them: `d_model` numbers are kept of each sequence."""
+
+    n_rows: list[Tensor] = field(default_factory=list)
+    """Tokens of the sequences of each batch, int64 `(batch,)`."""
+
+    means: list[Tensor] = field(default_factory=list)
+    """Their means, float64 `(batch, d_model)`; 0 of a sequence without tokens."""
+
+    sums: list[Tensor] = field(default_factory=list)
+    """Squared deviations from these, float64 `(batch,)`."""
+
+    def add(self, x: Tensor, kept: Tensor) -> None:
+        """Take in `(batch, seq, d_model)`, float64, and which of it counts, bool `(batch, seq)`."""
+        n_rows, is_out = kept.sum(dim=1), ~kept[..., None]
+        mean = x.masked_fill(is_out, 0.0).sum(dim=1) / n_rows.clamp(min=1)[:, None]
+        deviation = (x - mean[:, None]).masked_fill(is_out, 0.0)
+        for parts, part in (
+            (self.n_rows, n_rows),
+            (self.means, mean),
+            (self.sums, deviation.pow(2).sum(dim=(1, 2))),
+        ):
+            parts.append(part.cpu())
+
+    def resampled_totals(self) -> np.ndarray:
+        """Squared deviation from the resample's own mean, of each resample of the sequences, `(n_resamples,)`."""
+        n, means, sums = (torch.cat(parts).numpy() for parts in (self.n_rows, self.means, self.sums))
+        about = means - (n @ means) / max(1, n.sum())  # a common shift changes nothing but the rounding
+        within = sums + n * np.square(about).sum(axis=1)
+        totals = resampled_sums(np.column_stack([n, within, n[:, None] * about]))
+        n_drawn, total, shift = totals[:, 0], totals[:, 1], totals[:, 2:]
+        with np.errstate(invalid="ignore"):
+            return total - np.square(shift).sum(axis=1) / n_drawn
+
+
+@dataclass
 class LayerStatistics:
     """What the activations of one layer are like; shared by all SAEs that read it."""
 
@@ -64,10 +103,40 @@ class LayerStatistics:
     later: SquaredDeviation = field(default_factory=SquaredDeviation)
     """Of these, without the first of each sequence, whose massive activations would outweigh the others."""
 
+    n_positions: int = 0
+    """Tokens per sequence."""
+
+    by_bin: list[SquaredDeviation] = field(default_factory=list)
+    """Over the tokens of each bin of positions."""
+
+    sequences: SequenceDeviations = field(default_factory=SequenceDeviations)
+    """Of `all`, by sequence."""
+
+    sequences_later: SequenceDeviations = field(default_factory=SequenceDeviations)
+    """Of `later`, by sequence."""
+
     def add(self, x: Tensor, kept: Tensor) -> None:
         """Take in activations, float64 `(batch, seq, d_model)`, and which of them are kept, bool `(batch, seq)`."""
         self.all.add(x[kept])
         self.later.add(x[:, 1:][kept[:, 1:]])
+        self.sequences.add(x, kept)
+        self.sequences_later.add(x[:, 1:], kept[:, 1:])
+        self.n_positions = x.shape[1]
+        self.by_bin = self.by_bin or [SquaredDeviation() for _ in position_bins(x.shape[1])]
+        for deviation, part, is_in in zip(self.by_bin, by_bin(x), by_bin(kept), strict=True):
+            deviation.add(part[is_in])
+
+    @functools.cached_property
+    def resampled_totals(self) -> tuple[np.ndarray, np.ndarray]:
+        """Squared deviations on each resample of the sequences, of `all` and of `later`; computed once for all SAEs."""
+        return self.sequences.resampled_totals(), self.sequences_later.resampled_totals()
+
+    def total_about_the_mean(self, part: SquaredDeviation) -> float:
+        """Squared deviation of some of the tokens from the mean of all."""
+        if not part.n_rows:
+            return 0.0
+        shift = part.mean - self.all.mean
+        return part.total + part.n_rows * float(shift.pow(2).sum())
 
 
 @dataclass
@@ -92,6 +161,12 @@ class Reconstruction:
     cosine_sum: float = 0.0
     """Cosines of activation and reconstruction, added over tokens."""
 
+    errors: list[Tensor] = field(default_factory=list)
+    """`squared_error` and `squared_error_later` by sequence, float64 `(batch, 2)` of each batch."""
+
+    errors_by_bin: Tensor | float = 0.0
+    """Squared error of each bin of positions, float64 `(n_bins,)`."""
+
     def add(self, x: Tensor, kept: Tensor, encoding: Encoding) -> None:
         """Take in activations, float64 `(batch, seq, d_model)`, which are kept, and what the SAE makes of them.
 
@@ -101,6 +176,8 @@ class Reconstruction:
         error = (x - x_hat).pow(2).sum(dim=-1)  # (batch, seq)
         self.squared_error += float(error.sum())
         self.squared_error_later += float(error[:, 1:].sum())
+        self.errors.append(torch.stack([error.sum(dim=1), error[:, 1:].sum(dim=1)], dim=1).cpu())
+        self.errors_by_bin = self.errors_by_bin + sums_by_bin(error)
         self.cosine_sum += float(cosine(x, x_hat)[kept].sum())
         is_firing = encoding.top_acts > 0
         self.firing_counts += torch.bincount(encoding.top_indices[is_firing], minlength=len(self.firing_counts))
@@ -121,22 +198,46 @@ class Reconstruction:
     def record(self) -> dict[str, Any]:
         """Results by name.
 
-        `fvu`, `fvu_without_first_position`: fraction of variance unexplained, see there; None if undefined.
+        `fvu`, `fvu_without_first_position`: fraction of variance unexplained, see there; None if undefined. With
+        `_interval` behind them: theirs, over sequences; None for a single one. `fvu_by_position`: see there.
         `mse`: mean squared error per token and dimension. `cosine`: mean over tokens, see `cosine`.
         `l0`: mean number of latents > 0 on a token. `dead_share`: share of latents that never were.
         `firing_rate_quantiles`: over latents, by quantile as text. `n_tokens`: tokens measured on.
         """
-        rate = self.firing_rate
+        rate, intervals = self.firing_rate, self.fvu_intervals()
         return {
             "n_tokens": self.n_tokens,
             "fvu": fraction_of_variance_unexplained(self.squared_error, self.layer.all),
+            "fvu_interval": intervals[0],
             "fvu_without_first_position": fraction_of_variance_unexplained(self.squared_error_later, self.layer.later),
+            "fvu_without_first_position_interval": intervals[1],
             "mse": self.squared_error / (self.n_tokens * len(self.layer.all.mean)),
             "cosine": self.cosine_sum / self.n_tokens,
             "l0": float(rate.sum()),
             "dead_share": float((rate == 0).mean()),
             "firing_rate_quantiles": {str(q): float(np.quantile(rate, q)) for q in QUANTILES},
+            "fvu_by_position": self.fvu_by_position(),
         }
+
+    def fvu_intervals(self) -> list[list[float] | None]:
+        """Of `fvu` and `fvu_without_first_position`, on resamples of the sequences."""
+        errors = torch.cat(self.errors).numpy()
+        if len(errors) < 2:
+            return [None, None]
+        sums = resampled_sums(errors)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratios = [error / total for error, total in zip(sums.T, self.layer.resampled_totals, strict=True)]
+        return [interval_of(ratio) for ratio in ratios]
+
+    def fvu_by_position(self) -> list[dict[str, float | int | None]]:
+        """Squared error in each bin of positions, as a share of the squared deviation there from the mean of all."""
+        bins = position_bins(self.layer.n_positions)
+        totals = [self.layer.total_about_the_mean(part) for part in self.layer.by_bin]
+        errors = torch.as_tensor(self.errors_by_bin).tolist()
+        return [
+            {"first": first, "last": last, "n_tokens": part.n_rows, "fvu": error / total if total > 0 else None}
+            for (first, last), part, error, total in zip(bins, self.layer.by_bin, errors, totals, strict=True)
+        ]
 
 
 @dataclass(frozen=True)

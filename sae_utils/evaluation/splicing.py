@@ -8,11 +8,13 @@ import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from sae_utils.errors import InputError
@@ -25,6 +27,8 @@ from sae_utils.evaluation.activations import (
     recorded_outputs,
     with_activation,
 )
+from sae_utils.evaluation.intervals import interval_of, resampled_sums
+from sae_utils.evaluation.positions import sums_by_bin
 from sae_utils.exclusion import NOTHING, Exclusion
 from sae_utils.models import find_layers
 from sae_utils.sources.packing import Chunks
@@ -40,16 +44,14 @@ LOGITS_AT_ONCE = 2**25
 
 @dataclass
 class Losses:
-    """Sums over predicted tokens, in nats."""
+    """Sums over predictions that count (`counted_predictions`), in nats."""
 
-    cross_entropy: float = 0.0
-    """Of the tokens that follow."""
+    by_sequence: list[tuple[float, float, int]] = field(default_factory=list)
+    """Of each sequence: cross-entropy of the tokens that follow; KL of the untouched model's next-token distributions
+    from those of the model with a replaced output; number of predictions."""
 
-    kl: float = 0.0
-    """Of the untouched model's next-token distributions from those of the model with a replaced output."""
-
-    n_predictions: int = 0
-    """Predictions that count, see `counted_predictions`."""
+    by_bin: Tensor | float = 0.0
+    """The same three of each bin of positions at which predictions are made, float64 `(3, n_bins)`."""
 
     def add(self, clean: Tensor, spliced: Tensor, ids: Tensor, is_counted: Tensor) -> None:
         """Take in the logits of a batch, both `(batch, seq, vocab)`, its ids, `(batch, seq)`, and what counts of it.
@@ -58,23 +60,34 @@ class Losses:
         """
         n_rows = max(1, LOGITS_AT_ONCE // clean.shape[-1])
         for sequence in range(len(ids)):
-            targets, counted = ids[sequence, 1:].split(n_rows), is_counted[sequence].split(n_rows)
+            targets = ids[sequence, 1:].split(n_rows)
             pieces = clean[sequence, :-1].split(n_rows), spliced[sequence, :-1].split(n_rows)
-            for clean_piece, spliced_piece, target, counts in zip(*pieces, targets, counted, strict=True):
+            found = []
+            for clean_piece, spliced_piece, target in zip(*pieces, targets, strict=True):
                 log_q = log_probabilities(spliced_piece)  # (tokens, vocab)
-                self.cross_entropy -= float(log_q.gather(-1, target[:, None])[counts].double().sum())
-                self.kl += float(kl_divergence(log_probabilities(clean_piece), log_q)[counts].sum())
-                self.n_predictions += int(counts.sum())
+                cross_entropy = -log_q.gather(-1, target[:, None]).squeeze(-1).double()
+                found.append(torch.stack([cross_entropy, kl_divergence(log_probabilities(clean_piece), log_q)]))
+            counts = is_counted[sequence]
+            found = torch.cat(found, dim=1).masked_fill(~counts, 0.0)  # (2, seq - 1)
+            found = functional.pad(torch.cat([found, counts[None].double()]), (0, 1))  # nothing follows the last token
+            cross_entropy, kl, n = found.sum(dim=1).tolist()
+            self.by_sequence.append((cross_entropy, kl, int(n)))
+            self.by_bin = self.by_bin + torch.stack([sums_by_bin(each[None]) for each in found]).cpu()
+
+    @property
+    def n_predictions(self) -> int:
+        """Predictions that count."""
+        return sum(n for _, _, n in self.by_sequence)
 
     @property
     def mean_cross_entropy(self) -> float | None:
         """Nats per prediction that counts; None if none does."""
-        return self.cross_entropy / self.n_predictions if self.n_predictions else None
+        return sum(each for each, _, _ in self.by_sequence) / self.n_predictions if self.n_predictions else None
 
     @property
     def mean_kl(self) -> float | None:
         """Nats per prediction that counts; None if none does."""
-        return self.kl / self.n_predictions if self.n_predictions else None
+        return sum(each for _, each, _ in self.by_sequence) / self.n_predictions if self.n_predictions else None
 
 
 def counted_predictions(ids: Tensor, kept: Tensor, special_ids: Collection[int]) -> Tensor:
@@ -125,7 +138,7 @@ def measure_splices(
     exclusion: Exclusion = NOTHING,
     special_ids: Collection[int] = (),
     on_tokens: Callable[[int], None] = lambda n_tokens: None,
-) -> dict[Hashable, dict[str, float | None]]:
+) -> dict[Hashable, dict[str, Any]]:
     """Cross-entropy and KL with a layer's output replaced at every position that is kept; the others stay as they are.
 
     Args:
@@ -142,7 +155,8 @@ def measure_splices(
         By the SAEs' keys, in nats per prediction that counts (`counted_predictions`): `ce_clean_nats`, of the untouched
         model; `ce_sae_nats`, `ce_zero_nats` and `ce_mean_nats`, of the model with the output replaced by the
         reconstruction, by zeros and by the mean activation; `kl_nats`, KL(untouched || reconstruction); `ce_diff_nats`,
-        `ce_sae_nats - ce_clean_nats`. And `ce_recovered`, see `recovered_share`. All None if no prediction counts.
+        `ce_sae_nats - ce_clean_nats`. And `ce_recovered`, see `recovered_share`. All None if no prediction counts. With
+        `_interval` behind them: theirs, over sequences. `ce_by_position`: by bin of positions, see there.
 
     Raises:
         InputError: If an SAE reads something other than a decoder layer.
@@ -172,7 +186,15 @@ def measure_splices(
                 losses[key].add(clean, spliced, ids, is_counted)
                 del spliced  # before the next set of logits is made
         on_tokens(ids.numel())
-    return {key: _record(losses, key, hookpoint, clean_of[hookpoint]) for key, (hookpoint, _) in saes.items()}
+    return {
+        key: SpliceLosses(
+            losses["clean", clean_of[hookpoint]],
+            losses["sae", key],
+            losses["zero", hookpoint],
+            losses["mean", hookpoint],
+        ).record()
+        for key, (hookpoint, _) in saes.items()
+    }
 
 
 def replacements(
@@ -256,21 +278,60 @@ def replaced_output(layers: Sequence[nn.Module], output: Any, *, is_resumed: boo
                 layer.forward = forward
 
 
-def _record(
-    losses: Mapping[tuple[str, Hashable], Losses], key: Hashable, hookpoint: str, clean_of: str
-) -> dict[str, float | None]:
-    """Results of one SAE by name; the untouched model's losses stand under the layer `clean_of`."""
-    if not losses["sae", key].n_predictions:
-        return dict.fromkeys(NAMES)
-    ce_clean = losses["clean", clean_of].mean_cross_entropy
-    ce_sae = losses["sae", key].mean_cross_entropy
-    ce_zero = losses["zero", hookpoint].mean_cross_entropy
-    return {
-        "ce_clean_nats": ce_clean,
-        "ce_sae_nats": ce_sae,
-        "ce_zero_nats": ce_zero,
-        "ce_mean_nats": losses["mean", hookpoint].mean_cross_entropy,
-        "ce_recovered": recovered_share(clean=ce_clean, spliced=ce_sae, zero=ce_zero),
-        "ce_diff_nats": ce_sae - ce_clean,
-        "kl_nats": losses["sae", key].mean_kl,
-    }
+@dataclass(frozen=True)
+class SpliceLosses:
+    """What is counted for one SAE."""
+
+    clean: Losses
+    """Of the untouched model."""
+
+    sae: Losses
+    """With the reconstruction in place."""
+
+    zero: Losses
+    """With zeros in place."""
+
+    mean: Losses
+    """With the mean in place."""
+
+    def record(self) -> dict[str, Any]:
+        """Results by name, as `measure_splices` has them."""
+        if not self.sae.n_predictions:
+            numbers = dict.fromkeys(NAMES)
+        else:
+            means = [each.mean_cross_entropy for each in (self.clean, self.sae, self.zero, self.mean)]
+            numbers = self._numbers(*means, self.sae.mean_kl)
+        ends = {f"{name}_interval": ends for name, ends in self._intervals().items()}
+        return numbers | ends | {"ce_by_position": self._by_position()}
+
+    @staticmethod
+    def _numbers(clean: Any, sae: Any, zero: Any, mean: Any, kl: Any) -> dict[str, Any]:
+        """The numbers of `NAMES` from means in nats: of all sequences, or of each resample."""
+        if isinstance(zero, float):
+            recovered = recovered_share(clean=clean, spliced=sae, zero=zero)
+        else:
+            recovered = (zero - sae) / (zero - clean)
+        return dict(zip(NAMES, (clean, sae, zero, mean, recovered, sae - clean, kl), strict=True))
+
+    def _intervals(self) -> dict[str, list[float] | None]:
+        """Of `NAMES`, on resamples of the sequences; None for a single one."""
+        sae = np.array(self.sae.by_sequence)
+        if len(sae) < 2:
+            return dict.fromkeys(NAMES)
+        entropies = [np.array(each.by_sequence)[:, 0] for each in (self.clean, self.sae, self.zero, self.mean)]
+        sums = resampled_sums(np.column_stack([*entropies, sae[:, 1], sae[:, 2]]))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            resampled = self._numbers(*(sums[:, :5] / sums[:, 5:]).T)
+        return {name: interval_of(values) for name, values in resampled.items()}
+
+    def _by_position(self) -> list[dict[str, float | int | None]]:
+        """Cross-entropies of the predictions that are made in each bin of positions."""
+        (clean, _, n), (sae, _, _) = (torch.as_tensor(each.by_bin).tolist() for each in (self.clean, self.sae))
+        return [
+            {
+                "n_predictions": int(n_here),
+                "ce_clean_nats": ce_clean / n_here if n_here else None,
+                "ce_sae_nats": ce_sae / n_here if n_here else None,
+            }
+            for n_here, ce_clean, ce_sae in zip(n, clean, sae, strict=True)
+        ]

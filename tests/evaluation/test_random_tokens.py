@@ -8,7 +8,9 @@ from conftest import load
 from transformers import AutoModelForCausalLM
 
 from sae_utils.comparison.measuring import RANDOM_SEED
+from sae_utils.evaluation import random_tokens
 from sae_utils.evaluation.activations import Encoding, layer_outputs
+from sae_utils.evaluation.intervals import interval_of, resample_counts
 from sae_utils.evaluation.random_tokens import RandomFiring, known_ids, measure_random_firing, random_sequences
 from sae_utils.sources.packing import Chunks
 from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig
@@ -18,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 def count(n_tokens: int, activations: dict[int, list[float]], n_latents: int = 4) -> RandomFiring:
     """Firing of latents whose first activations are given, on tokens that all count."""
-    firing = RandomFiring(*torch.zeros(2, n_latents, dtype=torch.int64))
+    firing = RandomFiring(*torch.zeros(2, 1, n_latents, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
     top_indices = torch.arange(n_latents).expand(n_tokens, n_latents)
     top_acts = torch.zeros(n_tokens, n_latents)
     for latent, values in activations.items():
@@ -32,12 +34,13 @@ def test_ffr_by_hand():
     firing = count(20, {0: [1.5, 1.5], 1: [1.5, 9.0, 1.1], 2: [1.0, 1.0, 1.0]})
     assert firing.random_rate.tolist() == [0.1, 0.15, 0, 0]
     assert firing.is_fake.tolist() == [False, True, False, False]
-    assert firing.record() == {"n_tokens": 20, "ffr": 0.25, "n_fake": 1, "ffr_scale_free": 0.5, "n_fake_scale_free": 2}
+    counts = {"n_tokens": 20, "ffr": 0.25, "n_fake": 1, "ffr_scale_free": 0.5, "n_fake_scale_free": 2}
+    assert firing.record() == counts | {"ffr_interval": None, "ffr_scale_free_interval": None}
 
 
 def test_a_tenth_is_not_more_than_a_tenth_for_any_number_of_tokens():
     for n_tenth in (1, 3, 7, 99_999, 100_000):
-        firing = RandomFiring(torch.tensor([n_tenth, n_tenth + 1]), torch.zeros(2), 10 * n_tenth)
+        firing = RandomFiring(torch.tensor([[n_tenth, n_tenth + 1]]), torch.zeros(1, 2), torch.tensor([10 * n_tenth]))
         assert firing.is_fake.tolist() == [False, True]
 
 
@@ -63,6 +66,27 @@ def test_same_as_a_plain_computation(kind, request):
         assert record["n_fake"] == fake.sum()
         assert record["ffr_scale_free"] == pytest.approx(float(fake_scale_free.double().mean()))
         assert 0 < record["n_fake_scale_free"] < 10 * 4, "fewer than 10 k latents can fire on a tenth of the tokens"
+
+
+def test_intervals_are_those_of_blocks_drawn_anew(neox, monkeypatch):
+    """Counted block by block and drawn again, latent by latent, against the whole matrix of tokens."""
+    monkeypatch.setattr(random_tokens, "N_BLOCKS", 4)
+    loaded = load(neox)
+    saes = make_saes("layers")
+    chunks = random_sequences(known_ids(loaded.tokenizer, loaded.model), bos_id=1, ctx_len=11, seed=0, n_tokens=57)
+    for batch_size in (1, 4):
+        measured = measure_random_firing(loaded.model, saes, chunks, batch_size=batch_size, n_tokens=57)
+        for key, (hookpoint, sae) in saes.items():
+            x = layer_outputs(loaded.model, [hookpoint], torch.from_numpy(chunks.tokens).long())[hookpoint]
+            with torch.no_grad():
+                out = sae(x[:, 1:].flatten(0, 1)[:57])
+            active = torch.zeros(57, 40).scatter(1, out.latent_indices, out.latent_acts) > 0
+            blocks = [active[start:stop].numpy() for start, stop in ((0, 20), (20, 30), (30, 50), (50, 57))]
+            shares = []
+            for drawn in resample_counts(4):
+                rows = np.concatenate([block for block, n in zip(blocks, drawn, strict=True) for _ in range(n)])
+                shares.append((rows.sum(axis=0) > 0.1 * len(rows)).mean())
+            assert measured[key].record()["ffr_scale_free_interval"] == interval_of(np.array(shares))
 
 
 def test_sequences_start_with_bos_and_hold_the_tokens_wanted():

@@ -4,6 +4,7 @@ import torch
 from conftest import load
 
 from sae_utils.evaluation.activations import Encoding
+from sae_utils.evaluation.intervals import resample_counts, resampled_sums
 from sae_utils.evaluation.reconstruction import (
     LayerStatistics,
     Reconstruction,
@@ -74,7 +75,13 @@ def test_record_by_hand():
     assert record == {
         "n_tokens": 2,
         "fvu": 3 / 12.5,
+        "fvu_interval": None,
         "fvu_without_first_position": None,
+        "fvu_without_first_position_interval": None,
+        "fvu_by_position": [
+            {"first": 0, "last": 0, "n_tokens": 1, "fvu": 2 / 6.25},
+            {"first": 1, "last": 1, "n_tokens": 1, "fvu": 1 / 6.25},
+        ],
         "mse": 3 / 4,
         "cosine": pytest.approx(0.48),
         "l0": 1.5,
@@ -123,6 +130,54 @@ def test_same_as_a_plain_computation(kind, dtype, exclusion, request):
         assert counted.firing_counts.tolist() == (dense > 0).sum(dim=0).tolist()
         assert torch.allclose(counted.max_activation, dense.max(dim=0).values)
         assert torch.allclose(evaluation.layers[name].all.mean, x.mean(dim=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("exclusion", [NOTHING, Exclusion(has_first=True, ids=(5, 77), max_norm=1.1)])
+def test_intervals_are_those_of_sequences_drawn_anew(neox, exclusion):
+    """Each resample written out: the tokens of its sequences, their own mean, and the fraction of that variance."""
+    model = load_trunk(str(neox), torch.device("cpu"), torch.float32)
+    saes = make_saes("layers")
+    tokens = np.random.default_rng(0).integers(3, 290, (5, 12)).astype(np.int32)
+    tokens[2, 5] = 77
+    evaluation = measure_reconstruction(model, saes, Chunks(tokens), batch_size=2, exclusion=exclusion)
+    for key, (name, sae) in saes.items():
+        x = hidden_states(model, torch.from_numpy(tokens).long(), key[0])
+        kept = exclusion.keeps(torch.from_numpy(tokens).long(), x)
+        with torch.no_grad():
+            x_hat = sae(x.flatten(0, 1)).sae_out.view_as(x).double()
+        record = evaluation.saes[key].record()
+        for what, start in (("fvu", 0), ("fvu_without_first_position", 1)):
+            fvus = []
+            for drawn in resample_counts(5)[:50]:
+                rows = [i for i in range(5) for _ in range(drawn[i])]
+                here = [t[rows][:, start:][kept[rows][:, start:]] for t in (x.double(), x_hat)]
+                fvus.append(plain_fvu(*here))
+            sums = resampled_sums(torch.cat(evaluation.saes[key].errors).numpy())[:50, start]
+            assert sums / evaluation.layers[name].resampled_totals[start][:50] == pytest.approx(fvus, rel=1e-5)
+            low, high = record[f"{what}_interval"]
+            assert low < record[what] < high
+
+
+@pytest.mark.parametrize("exclusion", [NOTHING, Exclusion(has_first=True, ids=(5, 77))])
+def test_bins_of_positions_add_up(neox, exclusion):
+    """Errors, and deviations from the mean of all tokens, of the bins are those of the whole."""
+    model = load_trunk(str(neox), torch.device("cpu"), torch.float32)
+    saes = make_saes("layers")
+    tokens = np.random.default_rng(0).integers(3, 290, (5, 12)).astype(np.int32)
+    evaluation = measure_reconstruction(model, saes, Chunks(tokens), batch_size=2, exclusion=exclusion)
+    for key, (name, _) in saes.items():
+        record, layer = evaluation.saes[key].record(), evaluation.layers[name]
+        x = hidden_states(model, torch.from_numpy(tokens).long(), key[0]).double()
+        kept = exclusion.keeps_ids(torch.from_numpy(tokens).long())
+        mean, bins = x[kept].mean(dim=0), record["fvu_by_position"]
+        assert [(each["first"], each["last"]) for each in bins] == [(0, 0), (1, 1), (2, 3), (4, 7), (8, 11)]
+        assert sum(each["n_tokens"] for each in bins) == record["n_tokens"]
+        assert (bins[0]["fvu"] is None) == exclusion.has_first
+        places = [slice(each["first"], each["last"] + 1) for each in bins]
+        totals = [float((x - mean)[:, place][kept[:, place]].pow(2).sum()) for place in places]
+        assert [layer.total_about_the_mean(part) for part in layer.by_bin] == pytest.approx(totals)
+        error = sum(each["fvu"] * total for each, total in zip(bins, totals, strict=True) if total)
+        assert error / sum(totals) == pytest.approx(record["fvu"])
 
 
 def test_one_pass_serves_all_saes(neox):

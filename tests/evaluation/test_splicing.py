@@ -10,6 +10,7 @@ from torch.nn import functional
 from sae_utils.errors import InputError
 from sae_utils.evaluation import splicing
 from sae_utils.evaluation.activations import layer_outputs
+from sae_utils.evaluation.intervals import interval_of, resample_counts
 from sae_utils.evaluation.splicing import kl_divergence, layer_index, measure_splices, recovered_share, replaced_output
 from sae_utils.exclusion import NOTHING, Exclusion
 from sae_utils.models import find_layers
@@ -56,6 +57,11 @@ def hooked(model, make) -> dict:
 def measure(model, saes, batch_size=2, **options):
     means = means_of(model, [name for name, _ in saes.values()])
     return measure_splices(model, saes, Chunks(TOKENS), means, batch_size=batch_size, **options)
+
+
+def numbers(record) -> dict:
+    """Without intervals and bins."""
+    return {name: record[name] for name in splicing.NAMES}
 
 
 def reference(model, layer, replace, *, exclusion=NOTHING, special_ids=()) -> tuple[float, float]:
@@ -147,7 +153,43 @@ def test_without_a_prediction_that_counts_there_is_no_number(neox):
     """As where rows have two tokens and the first is left out; the script must not end there."""
     model = load(neox).model
     for record in measure(model, hooked(model, random_sae), special_ids=range(400)).values():
-        assert record == dict.fromkeys(splicing.NAMES)
+        assert numbers(record) == dict.fromkeys(splicing.NAMES)
+        assert record["ce_sae_nats_interval"] is None
+
+
+@torch.no_grad()
+def test_intervals_are_those_of_sequences_drawn_anew(neox):
+    """Means and shares of each resample, computed on its sequences one by one."""
+    model = load(neox).model
+    saes, means = hooked(model, random_sae), means_of(load(neox).model, hooked_names(model))
+    record = measure(model, saes)[0]
+    alone = [
+        measure_splices(model, saes, Chunks(TOKENS[i : i + 1]), means, batch_size=1)[0] for i in range(len(TOKENS))
+    ]
+    resampled = {name: [] for name in splicing.NAMES}
+    for drawn in resample_counts(len(TOKENS)):
+        mean = {name: sum(n * each[name] for n, each in zip(drawn, alone, strict=True)) / 5 for name in splicing.NAMES}
+        lost, left = mean["ce_zero_nats"] - mean["ce_clean_nats"], mean["ce_zero_nats"] - mean["ce_sae_nats"]
+        for name, values in resampled.items():
+            values.append(left / lost if name == "ce_recovered" else mean[name])
+    for name, values in resampled.items():
+        assert record[f"{name}_interval"] == pytest.approx(interval_of(np.array(values)), abs=1e-5), name
+        assert alone[0][f"{name}_interval"] is None, "of a single sequence"
+
+
+@torch.no_grad()
+def test_bins_of_positions_add_up(neox):
+    """Predictions are counted where they are made; with the first left out, its bin is empty."""
+    model = load(neox).model
+    for options in ({}, {"exclusion": Exclusion(has_first=True), "special_ids": [int(TOKENS[2, 3])]}):
+        for record in measure(model, hooked(model, random_sae), **options).values():
+            bins = record["ce_by_position"]
+            n = [each["n_predictions"] for each in bins]
+            assert n == ([5, 5, 10, 20, 15] if not options else [0, *n[1:]]) and len(n) == 5
+            for name in ("ce_clean_nats", "ce_sae_nats"):
+                total = sum(each[name] * each["n_predictions"] for each in bins if each["n_predictions"])
+                assert total / sum(n) == pytest.approx(record[name])
+        assert (bins[0]["ce_sae_nats"] is None) == bool(options)
 
 
 def test_layers_up_to_the_replaced_one_are_computed_once(neox, caplog):
@@ -192,7 +234,7 @@ def test_neither_batches_nor_pieces_of_logits_change_the_result(gpt2, monkeypatc
     expected = measure(model, saes, batch_size=5)
     monkeypatch.setattr(splicing, "LOGITS_AT_ONCE", 3 * model.config.vocab_size)
     for layer, record in measure(model, saes, batch_size=2).items():
-        assert record == pytest.approx(expected[layer], abs=1e-5)
+        assert numbers(record) == pytest.approx(numbers(expected[layer]), abs=1e-5)
 
 
 @KINDS
@@ -202,7 +244,7 @@ def test_models_in_bfloat16(kind, request):
         assert record["kl_nats"] == 0
     for record in measure(model, hooked(model, random_sae)).values():
         assert record["kl_nats"] > 0
-        assert np.isfinite(list(record.values())).all()
+        assert np.isfinite(list(numbers(record).values())).all()
 
 
 @KINDS
