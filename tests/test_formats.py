@@ -381,9 +381,8 @@ def defined(heading: str) -> set[str]:
 
 
 def numbers(record: dict[str, Any], *others: str) -> set[str]:
-    """Names in a record that are not names of what it is about, nor of intervals, which are defined together."""
-    names = {name for name in record if not name.endswith("_interval")}
-    return names - {"target", "source", "layer", "seed", "seed_b", *others}
+    """Names in a record that are not names of what it is about."""
+    return set(record) - {"target", "source", "layer", "seed", "seed_b", *others}
 
 
 def test_every_number_is_defined():
