@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from folders import copy, differences
-from processes import Failure
+from processes import GENERATE, Failure
 from study import SAMPLED_ANEW, STEPS, Step, Study
 from trials import REFUSED, SAME, UNREAD, Case, Trial, check_no_traceback, check_refused
 
@@ -55,6 +55,7 @@ SCENARIOS = (
     Scenario("finished data set, again", "generated", ("datasets",), STEPS["generation"]),
     Scenario("finished data set, trained on", "generated", ("datasets",), STEPS["training"]),
     Scenario("packed sequences", "packed", ("datasets/.packed",), STEPS["training"]),
+    Scenario("packed sequences, compared", "trained", ("datasets/.packed",), STEPS["comparison"]),
     Scenario("training", "training", ("checkpoints",), STEPS["training"]),
     Scenario("between passes", "between passes", ("checkpoints",), STEPS["training"]),
     Scenario("publishing", "publishing", ("checkpoints",), STEPS["training"]),
@@ -125,8 +126,9 @@ def kind_of(path: str) -> str:
 def ways_for(path: str) -> list[str]:
     """Names of the ways in which a file can be damaged."""
     texts = [name for name in WAYS if name.startswith("says ")] if path.endswith((".json", ".jsonl")) else []
-    others = [name for name in WAYS if not name.startswith("says ") and name != "bit flipped"]
-    return [*others, *["bit flipped"] * N_BIT_FLIPS, *texts]
+    others = [name for name in WAYS if not name.startswith("says ") and name not in ("bit flipped", "letter changed")]
+    letters = ["letter changed"] if path.endswith(".arrow") else []
+    return [*others, *["bit flipped"] * N_BIT_FLIPS, *letters, *texts]
 
 
 def flip_bit(path: Path, rng: random.Random) -> None:
@@ -134,6 +136,15 @@ def flip_bit(path: Path, rng: random.Random) -> None:
     data = bytearray(path.read_bytes())
     if data:
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+def change_letter(path: Path, rng: random.Random) -> None:
+    """One bit of a letter in the longest text of a file, which so stays one that can be read; not of its beginning."""
+    data = bytearray(path.read_bytes())
+    longest = max(re.finditer(rb"[A-Za-z ]+", data), key=lambda found: len(found[0]))
+    letters = [i for i in range(*longest.span()) if data[i] != ord(" ")]
+    data[rng.choice(letters)] ^= 1
     path.write_bytes(data)
 
 
@@ -150,6 +161,7 @@ WAYS: dict[str, Callable[[Path, random.Random], object]] = {
     "removed": lambda path, rng: path.unlink(),
     "a folder": replace_by_folder,
     "bit flipped": flip_bit,
+    "letter changed": change_letter,
     "says {}": lambda path, rng: path.write_text("{}\n"),
     "says []": lambda path, rng: path.write_text("[]\n"),
     "says null": lambda path, rng: path.write_text("null\n"),
@@ -256,7 +268,7 @@ def follow(trial: Trial, line: str, scenario: Scenario, path: str) -> None:
     Raises:
         Failure: If that does not end as an unbroken run does.
     """
-    flags = advised(trial, line)
+    flags = advised(trial, line, scenario.step)
     if flags is None:
         return
     ending = trial.run(scenario.step.script, [*scenario.step.flags, *flags])
@@ -267,9 +279,15 @@ def follow(trial: Trial, line: str, scenario: Scenario, path: str) -> None:
         raise Failure(f"what was advised does not help: {line!r}, and then: {failure}") from None
 
 
-def advised(trial: Trial, line: str) -> list[str] | None:
-    """Carry out what a message advises; flags to add to the same command, or None if it advises nothing to be done."""
+def advised(trial: Trial, line: str, step: Step) -> list[str] | None:
+    """Carry out what a message advises; flags to add to the same command, or None if it advises nothing to be done.
+
+    The command that made something may be another one than the one that refused it; it is given before that.
+    """
     done = False
+    if "the generate_datasets.py command that made it and --overwrite" in line and step.script != GENERATE:
+        give(trial, STEPS["generation"], "--overwrite")
+        done = True
     for command in re.findall(r"python (?:generate_datasets|train_sae)\.py [^;`]+", line):
         _, script, *flags = shlex.split(command)
         trial.run(script, flags)
@@ -280,6 +298,20 @@ def advised(trial: Trial, line: str) -> list[str] | None:
         if removed.returncode:
             raise Failure(f"what was advised cannot be done: {removed.stderr.strip()!r}, in {line!r}")
         done = True
+    if "train its seed again with the command that made it" in line:
+        give(trial, STEPS["training"])
     if done:
         return []
     return ["--overwrite"] if "--overwrite" in line else None
+
+
+def give(trial: Trial, step: Step, *flags: str) -> None:
+    """Give a command that a message advises.
+
+    Raises:
+        Failure: If it does not end well.
+    """
+    ending = trial.run(step.script, [*step.flags, *flags])
+    check_no_traceback(ending)
+    if ending.code != 0:
+        raise Failure(f"what was advised cannot be done: {ending.last_words}")

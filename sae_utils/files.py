@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pickle
+import shlex
 import shutil
 import zipfile
 import zlib
@@ -220,6 +221,11 @@ def _writing_explained(path: Path, n_bytes: int) -> Iterator[None]:
 
 
 # reading
+
+
+def removal(path: Path) -> str:
+    """The command that removes what stands at a path, for a remedy; where a file should be, there may be a folder."""
+    return f"rm {'-r ' if path.is_dir() else ''}{shlex.quote(str(path))}"
 
 
 @contextlib.contextmanager

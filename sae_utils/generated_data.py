@@ -23,7 +23,10 @@ FEATURES = Features(
 RECORD_FILE = "generation.json"
 """The record beside the samples; a folder that has it is complete."""
 
-REMEDY = "bring back a copy, or sample it anew with generate_datasets.py and --overwrite"
+CARD_FILE = "README.md"
+"""The data card beside them; for people, who may edit it."""
+
+REMEDY = "bring back a copy, or sample it anew with the generate_datasets.py command that made it and --overwrite"
 """What to do about a data set that is damaged."""
 
 
@@ -64,7 +67,7 @@ def open_samples(folder: Path, record: Record) -> Dataset:
     Raises:
         DamagedFileError: If they are not the ones that were written.
     """
-    check_files(folder, record.get("checksums", {}), REMEDY)
+    check_files(folder, {name: each for name, each in record.get("checksums", {}).items() if name != CARD_FILE}, REMEDY)
     with reading(folder, REMEDY):
         samples = Dataset.load_from_disk(str(folder))
         if samples.features != FEATURES:

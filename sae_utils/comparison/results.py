@@ -17,7 +17,16 @@ from typing import Any
 import numpy as np
 
 from sae_utils.errors import InputError
-from sae_utils.files import DamagedFileError, Record, read_record, reading, write_record, write_text, written_whole
+from sae_utils.files import (
+    DamagedFileError,
+    Record,
+    read_record,
+    reading,
+    removal,
+    write_record,
+    write_text,
+    written_whole,
+)
 from sae_utils.locks import LONG_PATIENCE_SEC, Lock
 from sae_utils.paths import cell_name
 
@@ -93,7 +102,7 @@ class Results:
         table = self.folder / "metrics.csv"
         if there._content() != content or not table.exists() or not content["saes"]:
             return False
-        return table.read_text(encoding="utf-8") == tidy_csv(content["saes"], content["pairs"])
+        return table.read_bytes() == tidy_csv(content["saes"], content["pairs"]).encode()
 
     def _take_in(self, there: "Results") -> None:
         """Add what stands on disk of SAEs that this run is not about; of its own, it knows better."""
@@ -151,7 +160,7 @@ def read_metrics(path: Path) -> Record:
 
 def remeasure(path: Path) -> str:
     """What to do about a damaged file of results."""
-    return f"rm {path} if you do not need it, and the same command measures what it held again"
+    return f"{removal(path)} if you do not need it, and the same command measures what it held again"
 
 
 def check_are_ours(folder: Path) -> None:
@@ -168,8 +177,8 @@ def check_are_ours(folder: Path) -> None:
         for each, sign in ((table, ",".join(CSV_COLUMNS)), (page, PAGE_SIGN))
         if each.exists() and (not each.is_file() or sign.encode() not in each.read_bytes())
     ]
-    figures = folder / "figures"
-    if figures.exists() and not path.exists() and (not figures.is_dir() or any(figures.iterdir())):
+    figures, is_ours = folder / "figures", any(each.exists() for each in (path, table, page))
+    if figures.exists() and not is_ours and (not figures.is_dir() or any(figures.iterdir())):
         others.append(figures)
     if others:
         raise InputError(

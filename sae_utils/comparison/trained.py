@@ -8,7 +8,16 @@ import torch
 
 from sae_utils.errors import InputError, MissingInputError
 from sae_utils.exclusion import Exclusion, exclusion_of
-from sae_utils.files import DamagedFileError, Record, check_file, check_files, checksum_file, read_record, reading
+from sae_utils.files import (
+    DamagedFileError,
+    Record,
+    check_file,
+    check_files,
+    checksum_file,
+    read_record,
+    reading,
+    removal,
+)
 from sae_utils.paths import seed_dir
 from sae_utils.sources.rows import PACKING_RULE
 from sae_utils.sparse_coders import SparseCoder
@@ -139,7 +148,8 @@ def check_none_left_out(damaged: Sequence[Damaged]) -> None:
 
 def remedy_for(seed_folder: Path) -> str:
     """What to do about a folder of finished SAEs that is damaged."""
-    return f"bring back a copy of it, or rm -r {seed_folder} and train its seed again with the command that made it"
+    again = f"{removal(seed_folder)} and train its seed again with the command that made it"
+    return f"bring back a copy of it, or {again}"
 
 
 def _read_folder(folder: Path) -> list[TrainedSae]:

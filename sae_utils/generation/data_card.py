@@ -6,6 +6,7 @@ from typing import Any
 from datasets import Dataset
 
 from sae_utils.files import write_text
+from sae_utils.generated_data import CARD_FILE
 
 _CARD = """---
 task_categories: [text-generation]
@@ -66,4 +67,4 @@ def write_data_card(folder: Path, record: dict[str, Any], dataset: Dataset) -> N
         "name": f"{settings['model']}, its own text",
         "first_text": first_text,
     }
-    write_text(folder / "README.md", _CARD.format(**values))
+    write_text(folder / CARD_FILE, _CARD.format(**values))

@@ -30,6 +30,7 @@ from sae_utils.files import (
     holds_something,
     read_record,
     reading,
+    removal,
     remove_folder,
     write_record,
     written_folder,
@@ -107,7 +108,7 @@ class Shard:
     @property
     def remedy(self) -> str:
         """What to do if it is damaged."""
-        return f"rm {self.path}, and the same command samples those {self.stop - self.first:,} again"
+        return f"{removal(self.path)}, and the same command samples those {self.stop - self.first:,} again"
 
     def check(self) -> None:
         """Compare its bytes with what was written.
@@ -196,7 +197,7 @@ class GrowingDataset:
         """`settings.json` of the work in progress, or None if there is none."""
         if not self._settings_path.exists():
             return None
-        begun = read_record(self._settings_path, f"rm -r {self.work}, and the same command begins anew")
+        begun = read_record(self._settings_path, f"{removal(self.work)}, and the same command begins anew")
         if "settings" not in begun:  # an earlier version's, which replaced nothing
             begun = Record(settings=dict(begun), replaces_finished=False)
         return begun
@@ -256,7 +257,7 @@ class GrowingDataset:
         """Every way in which samples were decoded together so far: how many, and whether in batches of one shape."""
         path = self._batches_path
         if path.exists():
-            return read_record(path, f"rm {path}, and give the same command", batches=list)["batches"]
+            return read_record(path, f"{removal(path)}, and give the same command", batches=list)["batches"]
         return (self.record or {}).get("batches", [])
 
     def add_batches(self, n_together: int, *, is_fixed: bool) -> None:

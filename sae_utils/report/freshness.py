@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sae_utils.comparison.results import read_metrics
-from sae_utils.files import checksum_files, checksum_text, read_record, write_record
+from sae_utils.files import checksum_files, checksum_text, read_record, removal, write_record
 from sae_utils.paths import METRICS_FILE
 
 RECORD_FILE = "report.json"
@@ -20,7 +20,7 @@ def fresh_figures(results_dir: Path) -> list[Path] | None:
     path = results_dir / RECORD_FILE
     if not path.exists():
         return None
-    record = read_record(path, f"rm {path}, and the report is drawn again", inputs=str, checksums=dict)
+    record = read_record(path, f"{removal(path)}, and the report is drawn again", inputs=str, checksums=dict)
     names = list(record["checksums"])
     are_there = all((results_dir / name).is_file() for name in names)
     if not are_there or record["inputs"] != checksum_inputs(results_dir):

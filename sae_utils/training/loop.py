@@ -17,6 +17,7 @@ from sae_utils.files import (
     being_removed,
     holds_something,
     read_record,
+    removal,
     remove_folder,
     write_record,
 )
@@ -79,11 +80,15 @@ def train_grid(
                     lock.remove_left_over()
                 continue
             with lock if workers.is_main else contextlib.nullcontext():
-                if todo := workers.agree(seeds_of(cell, seeds, checkpoints) if workers.is_main else None):
+                todo = workers.agree(seeds_of(cell, seeds, checkpoints) if workers.is_main else None)
+                if not todo and workers.is_main:
+                    remove_leftovers(cell, folders)
+                while todo:
                     model = model or load_target(cell, machines.device)
                     train_cell(cell, todo, model, machines, checkpoints, tracking, quiet=quiet)
-                elif workers.is_main:
-                    remove_leftovers(cell, folders)
+                    # What went on lacks a seed whose folder was published before it was stopped, and removed since.
+                    is_missing = workers.is_main and not checkpoints.overwrite
+                    todo = workers.agree(seeds_of(cell, seeds, checkpoints) if is_missing else None)
         del model
         release_memory(machines.device)
     return finished
@@ -144,7 +149,7 @@ def seeds_to_train(
     else:
         missing = [seed for seed in wanted if not folders.seed_dir(seed).exists()]
         for seed in set(wanted) - set(missing):
-            remedy = f"rm -r {folders.seed_dir(seed)}, and the same command trains its seed anew"
+            remedy = f"{removal(folders.seed_dir(seed))}, and the same command trains its seed anew"
             run = read_record(folders.seed_dir(seed) / "run.json", remedy, settings=dict)
             check_same_settings(run["settings"], identity, where=folders.seed_dir(seed), remedy=OVERWRITE_REMEDY)
     if not missing or begun is None:
@@ -164,7 +169,7 @@ def read_plan(folders: CellFolders) -> Record:
     Raises:
         DamagedFileError: If its file is damaged.
     """
-    remedy = f"rm -r {folders.work_dir}, and the same command begins anew"
+    remedy = f"{removal(folders.work_dir)}, and the same command begins anew"
     plan = read_record(folders.settings_path, remedy, settings=dict, seeds=list, passes=list)
     if not all(isinstance(number, int) for number in itertools.chain(plan["seeds"], *itertools.chain(*plan["passes"]))):
         raise DamagedFileError(folders.settings_path, "its passes are not lists of numbers", remedy)

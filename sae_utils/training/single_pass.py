@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from sae_utils.errors import InputError, NonFiniteError
 from sae_utils.evaluation.reconstruction import evaluate_reconstruction
-from sae_utils.files import check_files, checksum_files, read_record, remove_folder, write_record
+from sae_utils.files import check_files, checksum_files, read_record, removal, remove_folder, write_record
 from sae_utils.memory import is_out_of_memory, release_memory
 from sae_utils.models import cut_for_now, find_layers
 from sae_utils.paths import METRICS_FILE
@@ -132,7 +132,7 @@ def read_pass_records(path: Path, folders: CellFolders) -> list[dict[str, Any]]:
     Raises:
         DamagedFileError: If something of it is not as it was written.
     """
-    remedy = f"rm -r {path.parent}, and the same command trains this pass anew"
+    remedy = f"{removal(path.parent)}, and the same command trains this pass anew"
     stored = read_record(path, remedy, saes=list, checksums=dict)
     check_files(path.parent, stored["checksums"], remedy)
     check_staged(folders, stored["saes"], remedy)

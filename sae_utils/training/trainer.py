@@ -40,6 +40,7 @@ from sae_utils.files import (
     checksum_file,
     read_record,
     reading,
+    removal,
     write_record,
     written_whole,
 )
@@ -234,7 +235,7 @@ class SaeTrainer(Trainer):
         Raises:
             InputError: If the layers were distributed over another number of processes, or the state is damaged.
         """
-        remedy = f"rm -r {self.work_dir}, and the same command trains this pass anew"
+        remedy = f"{removal(self.work_dir)}, and the same command trains this pass anew"
         saved = read_record(self.work_dir / STATE_FILE, remedy, global_step=int, n_parts=int)
         n_parts = self.workers.n if self.cfg.distribute_modules else 1
         if saved["n_parts"] != n_parts:

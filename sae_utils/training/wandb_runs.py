@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_utils.files import read_record, write_record
+from sae_utils.files import read_record, removal, write_record
 from sae_utils.training.wandb_login import Tracking, one_line, root_folder, stop_service, sync_command
 
 if TYPE_CHECKING:
@@ -194,7 +194,9 @@ def _description(folder: Path) -> dict[str, Any]:
         DamagedFileError: If its file is damaged.
     """
     path = folder / RUN_FILE
-    return read_record(path, f"rm {path}, and training that goes on is a new run", id=str) if path.exists() else {}
+    if not path.exists():
+        return {}
+    return read_record(path, f"{removal(path)}, and training that goes on is a new run", id=str)
 
 
 def _new_id() -> str:
