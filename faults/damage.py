@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from folders import copy, differences
-from processes import GENERATE, Failure
+from processes import GENERATE, TRAIN, Failure
 from study import SAMPLED_ANEW, STEPS, Step, Study
 from trials import REFUSED, SAME, UNREAD, Case, Trial, check_no_traceback, check_refused
 
@@ -286,11 +286,11 @@ def advised(trial: Trial, line: str, step: Step) -> list[str] | None:
     """
     done = False
     if "the generate_datasets.py command that made it and --overwrite" in line and step.script != GENERATE:
-        give(trial, STEPS["generation"], "--overwrite")
+        give(trial, GENERATE, [*STEPS["generation"].flags, "--overwrite"])
         done = True
     for command in re.findall(r"python (?:generate_datasets|train_sae)\.py [^;`]+", line):
         _, script, *flags = shlex.split(command)
-        trial.run(script, flags)
+        give(trial, script, flags)
         done = True
     for command in re.findall(r"\brm (?:-rf? )?[^\s,;`'\"]+", line):
         trial.note(command)
@@ -299,19 +299,19 @@ def advised(trial: Trial, line: str, step: Step) -> list[str] | None:
             raise Failure(f"what was advised cannot be done: {removed.stderr.strip()!r}, in {line!r}")
         done = True
     if "train its seed again with the command that made it" in line:
-        give(trial, STEPS["training"])
+        give(trial, TRAIN, STEPS["training"].flags)
     if done:
         return []
     return ["--overwrite"] if "--overwrite" in line else None
 
 
-def give(trial: Trial, step: Step, *flags: str) -> None:
+def give(trial: Trial, script: str, flags: Sequence[str]) -> None:
     """Give a command that a message advises.
 
     Raises:
         Failure: If it does not end well.
     """
-    ending = trial.run(step.script, [*step.flags, *flags])
+    ending = trial.run(script, flags)
     check_no_traceback(ending)
     if ending.code != 0:
         raise Failure(f"what was advised cannot be done: {ending.last_words}")

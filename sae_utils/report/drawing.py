@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from sae_utils.files import written_whole
+
 INK, MUTED, GRID, PAPER = "#1b1f24", "#5b6470", "#d9dde2", "#fefefe"
 
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#56b4e9", "#e69f00")
@@ -113,8 +115,10 @@ def save_chart(chart: Chart, folder: Path) -> list[Path]:
     paths = [folder / f"{chart.name}.png", folder / f"{chart.name}.svg"]
     with rc_context(STYLE | {"svg.hashsalt": chart.name}):
         figure = _compose(chart)
-        figure.savefig(paths[0], dpi=PNG_DPI)
-        figure.savefig(paths[1], metadata={"Date": None})  # a date would make every run's file another one
+        with written_whole(paths[0]) as png:
+            figure.savefig(png.scratch, dpi=PNG_DPI)
+        with written_whole(paths[1]) as svg:
+            figure.savefig(svg.scratch, metadata={"Date": None})  # a date would make every run's file another one
     return paths
 
 
