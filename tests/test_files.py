@@ -2,6 +2,8 @@ import errno
 import json
 import os
 import pickle
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from sae_utils.files import (
     checksum_files,
     read_record,
     reading,
+    removal,
     remove_folder,
     write_record,
     write_text,
@@ -102,6 +105,17 @@ def test_a_folder_and_nothing_in_place_of_a_file_are_damage(tmp_path):
     for name, found in (("folder", "Is a directory"), ("nothing", "No such file or directory")):
         with pytest.raises(DamagedFileError, match=found):
             read_record(tmp_path / name, "")
+
+
+def test_what_is_advised_removes_what_stands_there(tmp_path):
+    """`rm` refuses folders, and a path with a space is two."""
+    folder, file = tmp_path / "a folder" / "b", tmp_path / "a folder" / "c.json"
+    folder.mkdir(parents=True)
+    file.touch()
+    for path in (folder, file):
+        subprocess.run(shlex.split(removal(path)), check=True)
+    assert not list((tmp_path / "a folder").iterdir())
+    assert removal(tmp_path / "c.json") == f"rm {tmp_path}/c.json"
 
 
 # other files

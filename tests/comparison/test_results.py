@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sae_utils.comparison.results import Results, read_arrays, read_results, tidy_csv, write_arrays
+from sae_utils.comparison.results import Results, check_are_ours, read_arrays, read_results, tidy_csv, write_arrays
 from sae_utils.disk import DiskFullError
+from sae_utils.errors import InputError
 
 QUANTILES = {"0.01": 0.0, "0.5": 0.1}
 
@@ -166,6 +167,35 @@ def test_arrays_are_added_to_those_that_are_there():
     }
     assert {str(array.dtype) for array in found.values()} == {"float32", "bool"}
     assert results.arrays("tiny", "other", 15) == {}
+
+
+def test_arrays_are_in_the_order_of_their_names_whenever_they_came(tmp_path):
+    """One seed may be measured later than another; the file must be the same, as the report is tied to its bytes."""
+    for name, order in (("a", "xy"), ("b", "yx")):
+        write_arrays(tmp_path / f"{name}.npz", {each: np.array([ord(each)]) for each in order})
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_figures_beside_a_table_or_a_page_of_ours_are_ours(tmp_path):
+    """Where metrics.json is damaged, the advice is to remove it; the next run must not take figures for others'."""
+    results_of([sae_of("tiny", 7, 0)], [], tmp_path).save()
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "a.png").touch()
+    (tmp_path / "metrics.json").unlink()
+    check_are_ours(tmp_path)
+    (tmp_path / "metrics.csv").unlink()
+    with pytest.raises(InputError, match="figures is not of this project"):
+        check_are_ours(tmp_path)
+
+
+def test_a_damaged_table_is_written_anew():
+    """It is made of metrics.json, and may not even be UTF-8."""
+    results = results_of([sae_of("tiny", 7, 0)], [])
+    table = results.save().with_suffix(".csv")
+    before = table.read_bytes()
+    table.write_bytes(before[:-5] + b"\xff" + before[-4:])
+    results.save()
+    assert table.read_bytes() == before
 
 
 def test_arrays_that_fail_to_be_written_leave_the_old_ones(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from report_fixture import edit_metrics, write_results
 
 from sae_utils.errors import InputError, MissingInputError
 from sae_utils.report import plots
-from sae_utils.report.drawing import SERIES, Panel, inline_svg
+from sae_utils.report.drawing import SERIES, Panel, inline_svg, save_chart
 from sae_utils.report.figures import make_charts, most_fakes, seed_agreement, write_figures
 from sae_utils.report.findings import MAX_CURVE_POINTS, read_curve, read_findings
 
@@ -231,3 +231,12 @@ def test_what_is_wrong_with_a_results_folder_is_said(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"tokens": 1}\n{"tok')
     with pytest.raises(InputError, match=r"metrics\.jsonl line 2 is not JSON"):
         read_curve(tmp_path / "metrics.jsonl", "fvu")
+
+
+def test_what_stands_where_a_figure_goes_is_named(tmp_path):
+    """One line that names it, and not a traceback of the library that draws."""
+    chart = make_charts(read_findings(write_results(tmp_path)))[0]
+    path = tmp_path / f"{chart.name}.png"
+    path.mkdir()
+    with pytest.raises(InputError, match=f"{path} cannot be written .Is a directory.; move away what stands there"):
+        save_chart(chart, tmp_path)

@@ -119,6 +119,27 @@ def test_out_of_memory_keeps_a_checkpoint(tiny, monkeypatch, capsys):
     assert_same_folders("checkpoints", "kept")
 
 
+def test_a_seed_that_is_removed_while_the_others_wait_is_trained_again(tiny, monkeypatch):
+    """A damaged folder's error says to remove it; a run killed while publishing would go on without its seed."""
+    generate("--num_tokens", "2000")
+    train()
+    replace = os.replace
+
+    def replace_one(source, target):
+        if Path(target).name == FOLDERS[1]:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_one)
+    flags = [*TRAIN, "--train_only", "--checkpoint_dir", "stopped"]
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train_sae.main(flags)
+    monkeypatch.setattr(os, "replace", replace)
+    shutil.rmtree(Path("stopped") / FOLDERS[0])
+    train_sae.main(flags)
+    assert_same_folders("checkpoints", "stopped")
+
+
 @pytest.mark.parametrize("optimizer", ["signum", "adam"])
 def test_nothing_of_a_pass_is_kept_for_the_next(tiny, monkeypatch, optimizer):
     """Four cells kept four cells' SAEs, gradients and optimizers on the device, which was planned for one."""
