@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from sae_utils.comparison.trained import TrainedSae
 from sae_utils.files import write_json, written_folder
+from sae_utils.locks import LONG_PATIENCE_SEC, Lock
 from sae_utils.memory import sae_bytes
 from sae_utils.models import load_config
 
@@ -32,23 +33,9 @@ def export_saelens(saes: Sequence[TrainedSae], checkpoint_dir: Path) -> list[Pat
     Returns:
         The folders, `<checkpoint_dir>/saelens/<target>_from_<source>_seed_<s>/layers.<L>`.
     """
-    folders = []
-    for trained in saes:
-        folder = checkpoint_dir / FOLDER / trained.folder.parent.name / trained.folder.name
-        sae = trained.load("cpu")
-        weights = {
-            "W_enc": sae.encoder.weight.T.contiguous(),
-            "b_enc": sae.encoder.bias,
-            "W_dec": sae.W_dec,
-            "b_dec": sae.b_dec,
-        }
-        config = saelens_config(trained, sae.cfg.k)
-        arrays = {name: tensor.detach().float() for name, tensor in weights.items()}
-        with written_folder(folder, n_bytes=sae_bytes(sae.d_in, sae.num_latents)) as scratch:
-            save_file(arrays, scratch / "sae_weights.safetensors")
-            write_json(scratch / "cfg.json", config)
-        folders.append(folder)
-    return folders
+    refusal = f"another run has been exporting to {checkpoint_dir / FOLDER} for {LONG_PATIENCE_SEC / 60:.0f} minutes"
+    with Lock(checkpoint_dir, FOLDER, refusal=refusal, patience_sec=LONG_PATIENCE_SEC):
+        return [_export(trained, checkpoint_dir / FOLDER) for trained in saes]
 
 
 def saelens_config(trained: TrainedSae, k: int) -> dict:
@@ -87,3 +74,21 @@ def base_prefix(config: PretrainedConfig) -> str:
     """
     prefix = AutoModelForCausalLM._model_mapping[type(config)].base_model_prefix
     return f"{prefix}." if prefix else ""
+
+
+def _export(trained: TrainedSae, exports: Path) -> Path:
+    """Write one SAE's folder."""
+    folder = exports / trained.folder.parent.name / trained.folder.name
+    sae = trained.load("cpu")
+    weights = {
+        "W_enc": sae.encoder.weight.T.contiguous(),
+        "b_enc": sae.encoder.bias,
+        "W_dec": sae.W_dec,
+        "b_dec": sae.b_dec,
+    }
+    config = saelens_config(trained, sae.cfg.k)
+    arrays = {name: tensor.detach().float() for name, tensor in weights.items()}
+    with written_folder(folder, n_bytes=sae_bytes(sae.d_in, sae.num_latents)) as scratch:
+        save_file(arrays, scratch / "sae_weights.safetensors")
+        write_json(scratch / "cfg.json", config)
+    return folder

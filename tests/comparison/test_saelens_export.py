@@ -10,8 +10,11 @@ from safetensors.torch import load_file
 from test_trained import D_MODEL, N_LATENTS, write_saes
 from transformers import AutoModelForCausalLM
 
+from sae_utils.comparison import saelens_export
 from sae_utils.comparison.saelens_export import export_saelens
 from sae_utils.comparison.trained import TrainedSae, find_all_trained
+from sae_utils.errors import LockedError
+from sae_utils.locks import Lock
 from sae_utils.models import find_layers, load_trunk
 
 HOOKS = {"neox": "gpt_neox.layers.7", "llama": "model.layers.7", "gpt2": "transformer.h.7"}
@@ -115,3 +118,13 @@ def test_an_export_replaces_the_one_that_is_there_and_no_other():
     names = {path.name for path in Path("checkpoints/saelens").rglob("layers.*")}
     assert names == {"layers.0", "layers.1"}
     assert [sae.key for sae in find_all_trained(Path("checkpoints"))[0]] == [sae.key for sae in saes]
+
+
+def test_exports_come_one_after_the_other(trained, monkeypatch):
+    """Two comparisons of the same SAEs would write into one scratch folder, and both fail."""
+    monkeypatch.setattr(saelens_export, "LONG_PATIENCE_SEC", 0.1)
+    with Lock(Path("checkpoints"), "saelens", refusal=""):
+        with pytest.raises(LockedError, match="another run has been exporting to checkpoints/saelens"):
+            export(trained)
+        assert not Path("checkpoints/saelens").exists()
+    export(trained)
