@@ -16,8 +16,10 @@ FULL_WORDINGS = (
     "disk quota exceeded",
     "not enough disk space",
     "pytorchstreamwriter failed",
+    "unexpected pos ",
 )
-"""How libraries that have no error number say it, in lower case. PyTorch's writer gives no reason at all."""
+"""How libraries that have no error number say it, in lower case. PyTorch's writer gives no reason at all, or, where it
+ends an archive, that it is not where it should be."""
 
 GB = 1e9
 

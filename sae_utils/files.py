@@ -152,14 +152,18 @@ def _files_in(folder: Path) -> list[str]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step: readers see the old content or the new, never a part.
+    """`write_bytes` of a text in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file in one step: readers see the old content or the new, never a part.
 
     One that has this content already is left alone, and keeps its time.
     """
-    data = text.encode()
     if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
         return
-    with written_whole(path) as file:
+    with written_whole(path, n_bytes=len(data)) as file:
         file.scratch.write_bytes(data)
 
 

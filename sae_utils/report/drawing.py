@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from sae_utils.files import written_whole
+from sae_utils.files import write_bytes
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#5b6470", "#d9dde2", "#fefefe"
 
@@ -115,10 +115,8 @@ def save_chart(chart: Chart, folder: Path) -> list[Path]:
     paths = [folder / f"{chart.name}.png", folder / f"{chart.name}.svg"]
     with rc_context(STYLE | {"svg.hashsalt": chart.name}):
         figure = _compose(chart)
-        with written_whole(paths[0]) as png:
-            figure.savefig(png.scratch, dpi=PNG_DPI)
-        with written_whole(paths[1]) as svg:
-            figure.savefig(svg.scratch, metadata={"Date": None})  # a date would make every run's file another one
+        _save(figure, paths[0], dpi=PNG_DPI)
+        _save(figure, paths[1], metadata={"Date": None})  # a date would make every run's file another one
     return paths
 
 
@@ -135,6 +133,13 @@ def inline_svg(panel: Panel, name: str) -> str:
         stored = io.StringIO()
         figure.savefig(stored, format="svg", transparent=True, metadata={"Date": None})
     return _for_page(stored.getvalue(), name, panel.description)
+
+
+def _save(figure: Figure, path: Path, **options) -> None:
+    """Write a figure in one step."""
+    stored = io.BytesIO()
+    figure.savefig(stored, format=path.suffix[1:], **options)
+    write_bytes(path, stored.getvalue())
 
 
 def _compose(chart: Chart) -> Figure:
