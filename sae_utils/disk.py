@@ -17,9 +17,10 @@ FULL_WORDINGS = (
     "not enough disk space",
     "pytorchstreamwriter failed",
     "unexpected pos ",
+    "iostream error",
 )
-"""How libraries that have no error number say it, in lower case. PyTorch's writer gives no reason at all, or, where it
-ends an archive, that it is not where it should be."""
+"""How libraries that have no error number say it, in lower case. PyTorch's writer gives no reason at all; the last two
+are its, too, where a file cannot be ended and where it cannot be begun or closed."""
 
 GB = 1e9
 

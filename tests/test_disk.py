@@ -44,6 +44,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
         OSError(errno.EDQUOT, "Disk quota exceeded"),
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 26432 vs 26320"),
+        RuntimeError("basic_ios::clear: iostream error"),
     ],
 )
 def test_a_full_disk_is_known_by_number_and_by_words(err):
