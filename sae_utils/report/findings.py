@@ -260,9 +260,9 @@ def _group(metrics: dict[str, Any], details: Path) -> list[Comparison]:
         each.saes.sort(key=lambda sae: sae["seed"])
         each.pairs.sort(key=lambda pair: (pair["seed"], pair["seed_b"]))
         stem = f"{cell_name(each.target, each.source)}_layers.{each.layer}"
-        if (arrays := details / f"{stem}.npz").is_file():
+        if (arrays := details / f"{stem}.npz").exists():
             each.arrays = read_arrays(arrays)
-        if (features := details / f"{stem}.features.json").is_file():
+        if (features := details / f"{stem}.features.json").exists():
             each.features = read_record(features, remeasure(features))
     return _ordered(list(comparisons.values()), metrics)
 
