@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from report_fixture import edit_metrics, write_results
 
 from sae_utils.errors import InputError, MissingInputError
+from sae_utils.files import DamagedFileError
 from sae_utils.report import plots
 from sae_utils.report.drawing import SERIES, Panel, inline_svg, save_chart
 from sae_utils.report.figures import make_charts, most_fakes, seed_agreement, write_figures
@@ -240,3 +241,14 @@ def test_what_stands_where_a_figure_goes_is_named(tmp_path):
     path.mkdir()
     with pytest.raises(InputError, match=f"{path} cannot be written .Is a directory.; move away what stands there"):
         save_chart(chart, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["npz", "features.json"])
+def test_a_folder_in_the_place_of_details_is_damage(tmp_path, kind):
+    """Passed over, figures and page would be without a source, and nobody would know why."""
+    results = write_results(tmp_path)
+    path = next((results / "details").glob(f"*.{kind}"))
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DamagedFileError, match=f"{path} is damaged .Is a directory.; rm -r {path} if"):
+        read_findings(results)
