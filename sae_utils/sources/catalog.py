@@ -147,6 +147,10 @@ def find_source(datasets_dir: Path, key: DatasetKey, model: str) -> Source:
     """
     folder = datasets_dir / key.folder
     if not (folder / RECORD_FILE).exists():
+        if folder.exists():
+            raise MissingInputError(
+                f"{folder} has no {RECORD_FILE}; bring back a copy of that, or move the folder away and sample it anew"
+            )
         raise MissingInputError(_missing_source(datasets_dir, key, model))
     return read_generated(folder)
 

@@ -11,13 +11,26 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from sae_utils.disk import is_disk_full
 from sae_utils.errors import InputError, MissingInputError, first_line
-from sae_utils.files import READING_ERRORS
+from sae_utils.files import (
+    READING_ERRORS,
+    DamagedFileError,
+    check_files,
+    checksum_files,
+    read_record,
+    remove_folder,
+    write_record,
+)
 from sae_utils.memory import is_out_of_memory
+
+logger = logging.getLogger(__name__)
 
 READERS = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
 """File endings, and what `datasets` calls their readers."""
 
 TEXT_COLUMN = "text"
+
+CACHE_RECORD = "checksums.json"
+"""Record beside what `datasets` made of a file, which has no checksums of its own."""
 
 
 def load_texts(reference: str, cache_dir: Path) -> Dataset:
@@ -118,11 +131,34 @@ def _read(reference: str, cache_dir: Path) -> Dataset | DatasetDict:
     if path.is_dir():
         return load_from_disk(str(path))
     if path.is_file() and path.suffix in READERS:
-        reader = READERS[path.suffix]
-        return load_dataset(reader, data_files=str(path), split="train", cache_dir=str(cache_dir))
+        return _read_file(path, cache_dir)
     if _is_hub_id(reference):
         name, _, configuration = reference.partition(":")
         return load_dataset(name, configuration or None)
     if path.is_file():
         raise InputError(f"--text_datasets {reference} must end in {', '.join(READERS)}, or be a folder or a hub id")
     raise MissingInputError(f"--text_datasets {reference} does not exist; looked at {path.absolute()}")
+
+
+def _read_file(path: Path, cache_dir: Path) -> Dataset:
+    """A file, by way of the cache of `datasets`; what was made of it before and has changed since is made again."""
+
+    def read() -> Dataset:
+        return load_dataset(READERS[path.suffix], data_files=str(path), split="train", cache_dir=str(cache_dir))
+
+    before = {each.resolve() for each in cache_dir.rglob("*.arrow")}
+    rows = read()
+    made = [Path(file["filename"]).resolve() for file in rows.cache_files]
+    if not made:
+        return rows
+    folder, remedy = made[0].parent, "its text is read again"
+    if before.issuperset(made):
+        try:
+            check_files(folder, read_record(folder / CACHE_RECORD, remedy, checksums=dict)["checksums"], remedy)
+            return rows
+        except DamagedFileError as err:
+            logger.warning("%s", err)
+            remove_folder(folder)
+            rows = read()
+    write_record(folder / CACHE_RECORD, {"checksums": checksum_files(folder, [each.name for each in made])})
+    return rows

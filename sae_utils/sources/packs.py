@@ -15,7 +15,7 @@ import numpy as np
 
 from sae_utils.disk import is_writable
 from sae_utils.errors import InputError
-from sae_utils.files import DamagedFileError, check_files, checksum_files, read_record, write_record
+from sae_utils.files import DamagedFileError, check_files, checksum_files, read_record, remove_folder, write_record
 from sae_utils.locks import LONG_PATIENCE_SEC, Lock
 from sae_utils.sources.packing import Chunks, open_chunks, write_chunks
 from sae_utils.sources.rows import PACKING_RULE, Delimiters, RowCounts, RowMaker
@@ -96,6 +96,9 @@ class Packs:
         with Lock(folder, name, refusal=refusal, patience_sec=LONG_PATIENCE_SEC):
             if (packed := self._find(name, rule, says_why=False)) is not None:  # another run has packed them meanwhile
                 return packed
+            for each in (path, path.with_suffix(".json")):
+                if each.is_dir():  # which no file can replace
+                    remove_folder(each)
             maker = RowMaker(delimiters, ctx_len)
             chunks = write_chunks(_filled(maker, documents(), reference), ctx_len, path)
             counts = maker.finish()

@@ -101,3 +101,23 @@ def test_rows_of_an_older_rule_are_packed_again_and_its_saes_refused(tiny, capsy
         edit_record(run, settings=settings)
     assert "packing_rule was None and is now 2; give --overwrite" in refused(capsys, train_sae.main, TRAIN)
     assert "rows that were packed by rule 1" in refused(capsys, train_sae.main, ["--eval_only"])
+
+
+def test_a_folder_in_the_place_of_packed_rows_is_replaced(tiny):
+    """Packed rows are safe to delete, whatever has become of them."""
+    generate("--num_tokens", "2000")
+    train("--max_tokens", "640")
+    (rows,), (record,) = Path("datasets/.packed").glob("*.npy"), Path("datasets/.packed").glob("*.json")
+    before = rows.read_bytes(), record.read_bytes()
+    for path in (rows, record):
+        path.unlink()
+        path.mkdir()
+    train("--max_tokens", "640")
+    assert (rows.read_bytes(), record.read_bytes()) == before
+
+
+def test_a_data_set_without_its_record_is_not_called_missing(tiny, capsys):
+    """The command that would make it refuses to write where something stands."""
+    (generate("--num_tokens", "2000") / "generation.json").unlink()
+    error = refused(capsys, train_sae.main, TRAIN)
+    assert "datasets/tiny_42_1.0_0.9 has no generation.json; bring back a copy of that" in error

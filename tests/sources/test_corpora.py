@@ -66,3 +66,18 @@ def test_what_is_no_corpus_is_refused(reference, error, message, tmp_path):
     Path("broken.jsonl").write_text('{"text": "x"\n')
     with pytest.raises(error, match=message):
         load_texts(reference, tmp_path / "cache")
+
+
+def test_a_text_that_changed_in_the_cache_is_read_again(tmp_path, caplog):
+    """`datasets` keeps what it makes of a file, without checksums: other text would be trained on, without a word."""
+    Path("texts.txt").write_text("\n".join(TEXTS))
+    cache = tmp_path / "cache"
+    assert load_texts("texts.txt", cache)["text"] == TEXTS
+    (made,) = cache.rglob("*.arrow")
+    data = made.read_bytes()
+    assert data.count(b"fox") == 1
+    made.write_bytes(data.replace(b"fox", b"box"))
+    assert load_texts("texts.txt", cache)["text"] == TEXTS
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert str(made) in line and "its text is read again" in line
+    assert load_texts("texts.txt", cache)["text"] == TEXTS and len(caplog.records) == 1
