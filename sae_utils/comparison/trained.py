@@ -19,7 +19,7 @@ from sae_utils.files import (
     removal,
 )
 from sae_utils.paths import seed_dir
-from sae_utils.sources.rows import PACKING_RULE
+from sae_utils.sources.joining import PACKING_RULE
 from sae_utils.sparse_coders import SparseCoder
 
 WEIGHTS_FILE = "sae.safetensors"

@@ -6,7 +6,7 @@ ids, memory-mapped, and how many of them every SAE is trained on and measured on
     catalog     source data sets, found and packed
     corpora     text corpora, read and tokenized
     documents   the documents of a source as token ids
-    rows        documents put into rows, by one rule for all
+    joining     documents joined into rows, by one rule for all
     packing     rows on disk, handed out for training and evaluation
     packs       packed sequences on disk, each with its record
     budget      equal token budgets

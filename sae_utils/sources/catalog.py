@@ -22,8 +22,8 @@ from sae_utils.models import fingerprint_tokenizer
 from sae_utils.paths import DatasetKey, find_datasets, short_name
 from sae_utils.sources.corpora import TEXT_COLUMN, corpus_name, explained, fingerprint_texts, load_texts
 from sae_utils.sources.documents import sampled_documents, tokenized_documents
+from sae_utils.sources.joining import find_delimiters
 from sae_utils.sources.packs import Packed, Packs
-from sae_utils.sources.rows import find_delimiters
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +224,7 @@ def pack_source(
 
     The sampled ids are used as they are when both tokenizers give ids the same meaning (compared by content). Otherwise
     the texts are tokenized with the target's tokenizer, which is logged. Either way the same rule makes documents into
-    rows (`rows.py`).
+    rows (`joining.py`).
 
     Args:
         source: What is packed.

@@ -1,6 +1,6 @@
 """Packed sequences on disk: packed once, each with a record beside it, and mapped from then on.
 
-The record says by which rule (`rows.py`), and what the rows hold.
+The record says by which rule (`joining.py`), and what the rows hold.
 
 They are safe to delete: what is gone, or damaged, is packed again. They lie beside the data sets, or elsewhere where
 these are shared and cannot be written.
@@ -17,8 +17,8 @@ from sae_utils.disk import is_writable
 from sae_utils.errors import InputError
 from sae_utils.files import DamagedFileError, check_files, checksum_files, read_record, remove_folder, write_record
 from sae_utils.locks import LONG_PATIENCE_SEC, Lock
+from sae_utils.sources.joining import PACKING_RULE, Delimiters, RowCounts, RowMaker
 from sae_utils.sources.packing import Chunks, open_chunks, write_chunks
-from sae_utils.sources.rows import PACKING_RULE, Delimiters, RowCounts, RowMaker
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from sae_utils.exclusion import Exclusion
 from sae_utils.paths import cell_name, short_name
 from sae_utils.sources.budget import Budget
 from sae_utils.sources.catalog import Source
+from sae_utils.sources.joining import PACKING_RULE
 from sae_utils.sources.packing import Chunks, split_chunks
 from sae_utils.sources.packs import Packed
-from sae_utils.sources.rows import PACKING_RULE
 from sae_utils.training.passes import PassMemory, estimate_pass_memory
 from sae_utils.training.settings import TrainingSettings
 

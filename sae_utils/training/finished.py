@@ -26,7 +26,7 @@ from sae_utils.files import (
 from sae_utils.memory import sae_bytes
 from sae_utils.paths import METRICS_FILE
 from sae_utils.records import git_commit, versions
-from sae_utils.sources.rows import PACKING_RULE
+from sae_utils.sources.joining import PACKING_RULE
 from sae_utils.sparse_coders import SparseCoder
 from sae_utils.training.cells import Cell
 from sae_utils.training.folders import CellFolders

@@ -24,7 +24,7 @@ from sae_utils.models import (
 from sae_utils.paths import short_name
 from sae_utils.sources.budget import TokenLimits, equal_budget
 from sae_utils.sources.catalog import SourceChoice, check_distinct, find_sources, pack_source
-from sae_utils.sources.rows import RowCounts, find_delimiters
+from sae_utils.sources.joining import RowCounts, find_delimiters
 from sae_utils.training.cells import Cell, Target
 from sae_utils.training.machines import Machines
 from sae_utils.training.settings import TrainingSettings

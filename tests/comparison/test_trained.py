@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from sae_utils.comparison.trained import TrainedSae, find_all_trained, find_trained
 from sae_utils.errors import MissingInputError
 from sae_utils.files import write_json
-from sae_utils.sources.rows import PACKING_RULE
+from sae_utils.sources.joining import PACKING_RULE
 from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig
 
 D_MODEL, N_LATENTS = 8, 24

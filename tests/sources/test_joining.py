@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 
-from sae_utils.sources.rows import Delimiters, RowCounts, RowMaker
+from sae_utils.sources.joining import Delimiters, RowCounts, RowMaker
 
 BOS, EOS = 1, 2
 BOTH = Delimiters(bos_id=0, eos_id=None)
