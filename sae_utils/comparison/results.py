@@ -199,7 +199,8 @@ def pair_key(record: dict[str, Any]) -> tuple:
 def tidy_csv(saes: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> str:
     """One line per number: what it is about, its name, its value. Names of nested numbers are joined by dots.
 
-    The two ends of an interval, such as `sfr_interval`, are `sfr_low` and `sfr_high`.
+    The two ends of an interval, such as `sfr_interval`, are `sfr_low` and `sfr_high`; a bin of positions is named
+    by its first, such as `by_position.4.fvu`.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_COLUMNS, restval="", lineterminator="\n")
@@ -239,7 +240,10 @@ def _numbers(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
         stem = prefix + name.removesuffix("_interval")
         if isinstance(value, dict):
             yield from _numbers(value, f"{stem}.")
-        elif isinstance(value, list) and all(isinstance(each, float) for each in value):
+        elif name == "by_position":
+            for each in value:
+                yield from _numbers(each, f"{stem}.{each['first']}.")
+        elif isinstance(value, list) and value and all(isinstance(each, float) for each in value):
             yield from zip((f"{stem}_low", f"{stem}_high"), value, strict=True)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield prefix + name, value

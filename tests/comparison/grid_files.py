@@ -16,6 +16,7 @@ from sae_utils.comparison.pairs import match_seeds
 from sae_utils.comparison.results import Results, read_arrays
 from sae_utils.comparison.trained import TrainedSae, find_all_trained
 from sae_utils.comparison.whereabouts import Whereabouts, find_sources_of
+from sae_utils.exclusion import Exclusion
 from sae_utils.files import checksum_file
 from sae_utils.sources.packing import Chunks, open_chunks
 from sae_utils.sources.packs import Packs
@@ -23,6 +24,9 @@ from sae_utils.sparse_coders import SparseCoder
 
 COMPARE = ["--random_tokens", "2000", "--quiet", "--wandb_mode", "disabled"]
 EVAL_ONLY = ["--eval_only", *COMPARE]
+LEFT_OUT = Exclusion(has_first=True, ids=(0,))
+"""What `--exclude` leaves out when it is not given: the first positions, and BOS."""
+
 SOURCES, LAYERS, SEEDS = ("other", "tiny"), (0, 1), (0, 1, 2)
 METRICS, DETAILS = Path("results/metrics.json"), Path("results/details")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import load
-from grid_files import LAYERS, SEEDS, SOURCES, arrays, features, held_out_tokens, sae_of
+from grid_files import LAYERS, LEFT_OUT, SEEDS, SOURCES, arrays, features, held_out_tokens, sae_of
 
 from sae_utils.comparison.features import best_matches
 from sae_utils.evaluation.activations import layer_outputs
@@ -27,6 +27,7 @@ def test_contexts_have_the_activations_that_the_sae_gives(grid):
             with torch.no_grad():
                 top = sae.encode(outputs[f"layers.{layer}"].flatten(0, 1))
             dense = torch.zeros(len(top.top_acts), 48).scatter(1, top.top_indices, top.top_acts).view(-1, 32, 48)
+            dense[~LEFT_OUT.keeps_ids(torch.from_numpy(tokens.tokens.astype(np.int64)))] = 0
             for each in latents:
                 expected = dense[:, :, each["latent"]]
                 peaks = expected.max(dim=1).values.sort(descending=True).values

@@ -16,6 +16,7 @@ from grid_files import (
     DETAILS,
     EVAL_ONLY,
     LAYERS,
+    LEFT_OUT,
     SEEDS,
     SOURCES,
     arrays,
@@ -102,25 +103,30 @@ def test_own_source_is_measured_on_the_tokens_held_out_of_training(grid):
 def test_numbers_of_an_sae_are_those_of_the_single_functions(grid, source, layer, seed):
     """One SAE measured alone, on every source and on random tokens."""
     target, sae = load(Path("tiny")), sae_of(source, layer, seed)
-    hooked, options = {0: (f"layers.{layer}", sae)}, {"batch_size": 2}
+    hooked, options = {0: (f"layers.{layer}", sae)}, {"batch_size": 2, "exclusion": LEFT_OUT}
+    special_ids = target.tokenizer.all_special_ids
     record = sae_record(source, layer, seed)
     for found in record["evaluations"]:
         tokens = held_out_tokens(found["eval_source"])
         measured = measure_reconstruction(target.model, hooked, tokens, **options)
         means = {name: each.all.mean for name, each in measured.layers.items()}
-        spliced = measure_splices(target.model, hooked, tokens, means, **options)[0]
+        spliced = measure_splices(target.model, hooked, tokens, means, **options, special_ids=special_ids)[0]
         about = {name: found[name] for name in ("eval_source", "eval_fingerprint", "is_tokenized_again")}
         assert about["is_tokenized_again"] == (found["eval_source"] == "other"), "which has a tokenizer of its own"
-        assert found == about | measured.saes[0].record() | spliced
+        numbers = measured.saes[0].record() | spliced
+        by_position = zip(numbers.pop("fvu_by_position"), numbers.pop("ce_by_position"), strict=True)
+        assert found == about | numbers | {"by_position": [fvu | ce for fvu, ce in by_position]}
         if found["eval_source"] == source:
             stored = arrays(source, layer)
             assert stored[f"firing_rate_{seed}"].dtype == stored[f"max_activation_{seed}"].dtype == np.float32
             assert np.array_equal(stored[f"firing_rate_{seed}"], measured.saes[0].firing_rate.astype(np.float32))
             assert np.array_equal(stored[f"max_activation_{seed}"], measured.saes[0].max_activation.numpy())
-    ids = known_ids(target.tokenizer, target.model)
+    ids = known_ids(target.tokenizer, target.model, LEFT_OUT)
+    assert 0 not in ids
     sequences = random_sequences(ids, bos_id=target.bos_id, ctx_len=32, seed=0, n_tokens=2000)
     firing = measure_random_firing(target.model, hooked, sequences, n_tokens=2000, **options)[0]
-    assert record["random_tokens"] == firing.record()
+    about = {"n_drawn": 2000, "generator": "numpy.random.PCG64", "seed": 0}
+    assert record["random_tokens"] == about | firing.record()
     assert np.array_equal(stored[f"random_rate_{seed}"], firing.random_rate.astype(np.float32))
     assert np.array_equal(stored[f"is_fake_{seed}"], firing.is_fake)
 

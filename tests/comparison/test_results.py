@@ -59,7 +59,10 @@ def numbers_in(metrics: dict) -> Iterator[tuple]:
                 yield from walk(each, where, f"{name}.{key}" if name else key)
         elif isinstance(value, float | int) and not isinstance(value, bool):
             yield (*where, name, value)
-        elif isinstance(value, list) and name.startswith("sfr"):
+        elif name == "by_position":
+            for each in value:
+                yield from walk(each, where, f"by_position.{each['first']}")
+        elif isinstance(value, list) and "_interval" in name:
             for end, each in zip(("_low", "_high"), value, strict=True):
                 yield (*where, name.replace("_interval", "") + end, each)
 

@@ -7,11 +7,13 @@ from safetensors.torch import load_file, save_file
 
 from sae_utils.comparison.trained import TrainedSae, find_all_trained, find_trained
 from sae_utils.errors import MissingInputError
+from sae_utils.exclusion import NOTHING
 from sae_utils.files import write_json
 from sae_utils.sources.joining import PACKING_RULE
 from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig
 
 D_MODEL, N_LATENTS = 8, 24
+NOTHING_LEFT_OUT = {"exclude": [], "excluded_ids": []}
 
 
 def write_saes(
@@ -35,7 +37,14 @@ def write_saes(
         record = {"target": "tiny", "source": source, "layer": layer, "seed": seed, "d_model": D_MODEL}
         records.append(record | {"n_latents": N_LATENTS, "k": 4, "path": "where/it/was/trained"})
     run = {
-        "settings": {"dtype": "float32", "ctx_len": 32, "n_eval_tokens": 96, "packing_rule": PACKING_RULE} | settings,
+        "settings": {
+            "dtype": "float32",
+            "ctx_len": 32,
+            "n_eval_tokens": 96,
+            "packing_rule": PACKING_RULE,
+            **NOTHING_LEFT_OUT,
+        }
+        | settings,
         "target_reference": reference,
         "dataset": "datasets/tiny_42_1.0_0.9",
         "dataset_fingerprint": "0123",
@@ -64,7 +73,7 @@ def test_all_finished_saes_are_found_by_target_source_layer_and_seed(tmp_path):
     saes = find_all_trained(tmp_path)[0]
     assert keys_of(saes) == expected
     assert {sae.hookpoint for sae in saes if sae.layer == 7} == {"layers.7"}
-    assert {sae.eval_shape for sae in saes} == {("./tiny", "float32", 32, 96)}
+    assert {sae.eval_shape for sae in saes} == {("./tiny", "float32", 32, 96, NOTHING)}
 
 
 def test_only_the_folders_asked_for_are_read_in_any_order(tmp_path):
