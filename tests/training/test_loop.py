@@ -254,9 +254,17 @@ def with_data(tmp_path):
     generate("--num_tokens", "2020")  # 63 sequences of 32
 
 
-@pytest.mark.parametrize("how", [[], ["--distribute_modules"], ["--optimizer", "muon"], ["--micro_acc_steps", "2"]])
+@pytest.mark.parametrize(
+    "how",
+    [
+        [],
+        ["--distribute_modules", "--exclude", "first", "norm:1.1"],
+        ["--optimizer", "muon", "--exclude"],
+        ["--micro_acc_steps", "2", "--exclude", "7", "norm:1.2"],
+    ],
+)
 def test_two_processes_train_what_one_does(with_data, how):
-    """Whole batches are the same, in the same order; only rounding may differ."""
+    """Whole batches are the same, in the same order, and so is what is left out of them; only rounding may differ."""
     one = [flag for flag in how if flag != "--distribute_modules"]
     settings = ["--optimizer", "adam", "--grad_acc_steps", "2", "--max_tokens", "1024"]
     train(*settings, *one)
@@ -270,15 +278,19 @@ def test_two_processes_train_what_one_does(with_data, how):
         assert list(saes) == ["layers.0", "layers.1"]
         weights = load_file(f"checkpoints/{folder}/layers.1/sae.safetensors")
         torch.testing.assert_close(saes["layers.1"].W_dec.data, weights["W_dec"], rtol=1e-3, atol=1e-4)
-        assert json.loads(Path(f"two/{folder}/run.json").read_text())["n_processes"] == 2
+        runs = [json.loads(Path(f"{where}/{folder}/run.json").read_text()) for where in ("checkpoints", "two")]
+        assert [run["n_processes"] for run in runs] == [1, 2]
+        n_kept = [[sae["n_tokens_trained_on"] for sae in run["saes"]] for run in runs]
+        assert n_kept[0] == n_kept[1] and (max(n_kept[0]) < 1024) == (how[-1:] != ["--exclude"])
     assert sorted(all_bytes(Path("two"))) == sorted(all_bytes(Path("checkpoints")))
 
 
 @pytest.mark.parametrize("how", [[], ["--distribute_modules"]])
 def test_two_processes_go_on_where_they_were_killed(with_data, how):
     """Every process's state is in a checkpoint: the end is that of an unbroken run of two, bit for bit."""
-    torchrun(*how, "--save_every", "5")
-    argv = [*how, "--save_every", "5", "--checkpoint_dir", "killed"]
+    options = ["--save_every", "5", "--exclude", "first", "norm:1.1"]
+    torchrun(*how, *options)
+    argv = [*how, *options, "--checkpoint_dir", "killed"]
     code = (
         "import os, signal, sys; sys.path.insert(0, sys.argv.pop(1));"
         "from sae_utils.training.trainer import SaeTrainer; import train_sae; end = SaeTrainer._end_step\n"
