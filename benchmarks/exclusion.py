@@ -36,8 +36,13 @@ from sae_utils.sources.packs import Packs
 
 ROOT = Path(__file__).resolve().parent.parent
 
-CHOICES = ("", "first", "first bos", "first bos eos")
+CHOICES = ("", "first", "first bos")
 """What is left out in training; nothing first."""
+
+NAMES = ("fvu", "ce_recovered", "ce_diff_nats", "kl_nats")
+"""What is measured of all alike."""
+
+QUIETLY = ("--wandb_mode", "disabled", "--quiet")
 
 YARDSTICKS = {"off first and bos": ("first", "bos"), "everywhere": ()}
 """What is left out when all are measured."""
@@ -61,7 +66,7 @@ def flags_of(args: argparse.Namespace) -> list[str]:
     names = ["--target_models", args.model, "--source_models", source, "--org_name", str(Path(args.model).parent)]
     sizes = ["--layers", *map(str, args.layers), "--num_seeds", str(args.n_seeds), "--num_latents", "2304"]
     amounts = ["--ctx_len", "256", "--lr", "5e-3", "--max_tokens", str(args.max_tokens), "--random_tokens", "20000"]
-    return [*names, *sizes, *amounts, "--datasets_dir", str(args.datasets_dir), "--wandb_mode", "disabled", "--quiet"]
+    return [*names, *sizes, *amounts, "--datasets_dir", str(args.datasets_dir), "--dtype", args.dtype, *QUIETLY]
 
 
 def train(args: argparse.Namespace, choice: str) -> Path:
@@ -88,7 +93,7 @@ def measure(args: argparse.Namespace, choice: str) -> list[dict]:
         }
         for name, measured in by_yardstick.items():
             of_layer = [each for key, each in measured.items() if key[2] == layer]
-            row[name] = {what: spread(of_layer, what) for what in ("fvu", "ce_recovered", "ce_diff_nats", "kl_nats")}
+            row[name] = {what: spread(of_layer, what) for what in NAMES if what in of_layer[0]}
         rows.append(row)
     return rows
 
@@ -109,10 +114,12 @@ def measure_alike(args: argparse.Namespace, folder: Path, words: tuple[str, ...]
     for hooked in group.in_memory(saes, target):
         options = {"batch_size": 2, "exclusion": exclusion}
         counted = measure_reconstruction(target.model, hooked, chunks, **options)
-        means = {layer: each.all.mean for layer, each in counted.layers.items()}
-        special = target.tokenizer.all_special_ids
-        spliced = measure_splices(target.model, hooked, chunks, means, **options, special_ids=special)
-        found |= {key: counted.saes[key].record() | spliced[key] for key in hooked}
+        found |= {key: counted.saes[key].record() for key in hooked}
+        if words:  # with everything replaced, zeros in the first position cost more than all else together
+            means = {layer: each.all.mean for layer, each in counted.layers.items()}
+            special = target.tokenizer.all_special_ids
+            spliced = measure_splices(target.model, hooked, chunks, means, **options, special_ids=special)
+            found = {key: found[key] | spliced.get(key, {}) for key in found}
     return found
 
 
@@ -147,6 +154,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, nargs="+", default=[3, 7, 15, 22])
     parser.add_argument("--n_seeds", type=int, default=3)
     parser.add_argument("--max_tokens", type=int, default=50_000)
+    parser.add_argument("--dtype", default="bfloat16", help="number format of the target")
     parser.add_argument("--choices", nargs="+", default=CHOICES, help="what is left out, one string each")
     parser.add_argument("--record", type=Path, help="JSON file for the result")
     return parser.parse_args()

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from sae_utils.models import find_bos_id
 
 PACKING_RULE = 2
-"""Number of the rule above. Rule 1, until version 0.12, cut sampled ids anywhere and put EOS before other texts."""
+"""Number of the rule above. Rule 1, until November 2026, cut sampled ids anywhere and put EOS before other texts."""
 
 
 @dataclass(frozen=True)

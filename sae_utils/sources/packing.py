@@ -8,7 +8,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
+from sae_utils.exclusion import Exclusion
 from sae_utils.files import written_whole
+
+SEQUENCES_AT_ONCE = 1024
+"""Sequences that are looked through together."""
 
 SEQUENCES_PER_COPY = 64
 """Sequences that go to a device together: 1 MB at 2,048 tokens."""
@@ -54,6 +58,14 @@ class Chunks(TorchDataset):
         assert batch_size % n_ranks == 0, f"{batch_size} sequences for {n_ranks} processes"
         batches = self.order[: len(self) // batch_size * batch_size].reshape(-1, n_ranks, batch_size // n_ranks)
         return Chunks(self.tokens, batches[:, rank].reshape(-1))
+
+    def count_kept(self, exclusion: Exclusion) -> np.ndarray:
+        """Tokens of each sequence that are kept as far as ids and positions tell, int64 `(n_sequences,)`."""
+        counts = [
+            exclusion.keeps_ids(torch.from_numpy(self.tokens[rows].astype(np.int64))).sum(dim=1).numpy()
+            for rows in np.array_split(self.order, -(-len(self) // SEQUENCES_AT_ONCE))
+        ]
+        return np.concatenate(counts)
 
     @property
     def ctx_len(self) -> int:

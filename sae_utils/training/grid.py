@@ -99,11 +99,30 @@ def plan_grid(
         chunks_per_step=settings.chunks_per_step,
         limits=choice.limits,
     )
-    return [
+    cells = [
         Cell(target, source, packed[target.name, source.name], settings, budget)
         for target in targets
         for source in sources
     ]
+    for cell in cells:
+        check_kept(cell)
+    return cells
+
+
+def check_kept(cell: Cell) -> None:
+    """Refuse to leave out all there is of a sequence: a batch may consist of such ones.
+
+    Raises:
+        InputError: If there is such a sequence.
+    """
+    exclusion, chunks = cell.target.exclusion, cell.packed.chunks
+    if exclusion.is_empty:
+        return
+    if n_empty := int((chunks.count_kept(exclusion) == 0).sum()):
+        raise InputError(
+            f"--exclude {' '.join(cell.settings.exclude)} leaves nothing of {n_empty:,} of the {len(chunks):,} "
+            f"sequences of {cell.source.name}; leave out less, or raise --ctx_len"
+        )
 
 
 def describe_rows(counts: RowCounts) -> str:

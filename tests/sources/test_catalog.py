@@ -121,3 +121,13 @@ def test_a_data_set_without_its_record_is_not_called_missing(tiny, capsys):
     (generate("--num_tokens", "2000") / "generation.json").unlink()
     error = refused(capsys, train_sae.main, TRAIN)
     assert "datasets/tiny_42_1.0_0.9 has no generation.json; bring back a copy of that" in error
+
+
+def test_leaving_out_everything_is_refused(tiny, capsys):
+    """A batch without a token has no variance, and its loss is no number."""
+    generate("--num_tokens", "2000")
+    error = refused(capsys, train_sae.main, [*TRAIN, "--exclude", *map(str, range(320))])
+    assert "leaves nothing of 64 of the 64 sequences of tiny; leave out less" in error
+    assert "names the token 320, and the target knows 0 .. 319" in refused(
+        capsys, train_sae.main, [*TRAIN, "--exclude", "320"]
+    )

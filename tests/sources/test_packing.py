@@ -1,6 +1,7 @@
 import numpy as np
 import torch
 
+from sae_utils.exclusion import Exclusion
 from sae_utils.sources import packing
 from sae_utils.sources.packing import Chunks, ChunksOnDevice, split_chunks, write_chunks
 
@@ -53,3 +54,13 @@ def test_sequences_on_a_device_are_the_same(monkeypatch):
         assert len(found) == len(expected) and found.ctx_len == 3
         for i in [*range(len(expected)), 0]:
             assert torch.equal(found[i]["input_ids"], expected[i]["input_ids"])
+
+
+def test_kept_tokens_are_counted_by_sequence(monkeypatch):
+    """In the order of the sequences, however many are looked through together."""
+    tokens = np.array([[1, 5, 1, 6], [1, 1, 1, 1], [1, 7, 8, 9]], np.int32)
+    for n in (1, 2, 100):
+        monkeypatch.setattr(packing, "SEQUENCES_AT_ONCE", n)
+        chunks = Chunks(tokens, order=np.array([2, 0, 1]))
+        assert chunks.count_kept(Exclusion(ids=(1,))).tolist() == [3, 2, 0]
+        assert chunks.count_kept(Exclusion(has_first=True)).tolist() == [3, 3, 3]
