@@ -40,10 +40,14 @@ CORPUS = [
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide GPUs from the tests and all that they start, before anything has looked for one.
+    """Hide GPUs from the tests and all that they start, before anything has looked for one, and let signals through.
 
-    Test modules do that while they are imported (sparsify asks for bfloat16), which comes after this.
+    Test modules look for GPUs while they are imported (sparsify asks for bfloat16), which comes after this. What is
+    started in the background, or by nohup, ignores SIGINT or SIGHUP, and so would all processes that tests send them.
     """
+    for signum, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(signum) == signal.SIG_IGN:
+            signal.signal(signum, handler)
     if not selects_gpu_tests_only(config.option.markexpr):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

@@ -243,10 +243,10 @@ def test_both_scripts_chained(tiny, capsys):
         assert json.loads((path / "layers.0" / "cfg.json").read_text())["num_latents"] == 48
         run = json.loads((path / "run.json").read_text())
         assert run["dataset_fingerprint"] == json.loads((folder / "generation.json").read_text())["fingerprint"]
-        assert (run["n_train_tokens"], run["n_eval_tokens"]) == (2816, 128)  # 93 sequences, 4 held out, whole steps
+        assert (run["n_train_tokens"], run["n_eval_tokens"]) == (2944, 128)  # 4 sequences held out, whole steps
         assert run["versions"]["eai-sparsify"] and run["settings"]["k"] == 4 and run["seed"] == seed
         assert json.loads((path / "config.json").read_text())["ctx_len"] == 32
-        assert len((path / "metrics.jsonl").read_text().splitlines()) == 44
+        assert len((path / "metrics.jsonl").read_text().splitlines()) == 46
         assert str(path / "layers.1") in table
     weights = [SparseCoder.load_from_disk(f"checkpoints/tiny_from_tiny_seed_{s}/layers.0").W_dec for s in (0, 1)]
     assert not torch.equal(*weights)
@@ -359,7 +359,7 @@ def test_dry_run_of_training_writes_no_checkpoint(tiny, capsys):
     generate("--num_tokens", "3000")
     train_sae.main([*TRAIN, "--dry_run"])
     out = capsys.readouterr().out
-    assert "1 cells x 2 layers x 2 seeds; per SAE 2,816 training tokens in 44 steps, 128 tokens held out" in out
+    assert "1 cells x 2 layers x 2 seeds; per SAE 2,944 training tokens in 46 steps, 128 tokens held out" in out
     assert not Path("checkpoints").exists() and not Path("results").exists()
 
 
@@ -376,7 +376,7 @@ def test_dry_run_of_training_writes_no_checkpoint(tiny, capsys):
         (["--lr", "-1"], "--lr must be > 0 and at most 1e+30, got -1.0"),
         (
             ["--ctx_len", "1000"],
-            "training tokens, less than one sequence of --ctx_len 1000; lower --ctx_len, or generate more",
+            "does not fill one sequence of --ctx_len 1000 in the target's tokens; lower --ctx_len, or give more text",
         ),
         (["--ctx_len", "250"], "nothing is left to train on: the smallest source has 1 sequences"),
         (["--target_models", "tiny", "./tiny"], "--target_models must have different short names"),

@@ -8,15 +8,6 @@ from sae_utils import stopping
 from sae_utils.stopping import Stopped, stoppable, stops_deferred
 
 
-@pytest.fixture(autouse=True)
-def as_from_a_terminal():
-    """What is started in the background, or by nohup, ignores some of the signals, and so would these tests."""
-    before = {signum: signal.signal(signum, signal.default_int_handler) for signum in stopping.SIGNALS}
-    yield
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
-
-
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_the_block_and_says_which(signum, code):
     before = signal.getsignal(signum)

@@ -72,12 +72,15 @@ def test_a_tie_is_no_lost_comparison(tmp_path):
     )
 
 
+SMALL = {"sfr": 1 / 2304, "sfr_interval": [0.0, 3 / 2304], "sfr_floor": 0.0, "n_latents": 2304}
+
+
 def test_a_small_ratio_is_not_told_as_zero(tmp_path):
     """One feature of 2,304 is found again; the table beside the sentence shows the same digits."""
     results = write_results(tmp_path, layers=[7], n_features=1)
-    edit_metrics(results, lambda metrics: metrics["pairs"][0].update(sfr=1 / 2304, sfr_floor=0.0, n_latents=2304))
+    edit_metrics(results, lambda metrics: metrics["pairs"][0].update(SMALL))
     assert agreement_sentence(read_findings(results)) == (
-        "1 of 2,304 features are found again from one seed to another (SFR 0.0004, floor 0.000)."
+        "1 of 2,304 features are found again from one seed to another (SFR 0.0004 [0.000, 0.001], floor 0.000)."
     )
     assert ">0.0004</data>" in write_report(results).read_text()
 

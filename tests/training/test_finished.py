@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig
-from sae_utils.training.finished import make_record, publish, stage_sae
+from sae_utils.training.finished import TrainingTokens, make_record, publish, stage_sae
 from sae_utils.training.folders import CellFolders
 
 FOLDERS = CellFolders(Path("checkpoints"), "tiny", "prose")
@@ -69,7 +69,7 @@ def test_record_by_hand():
         sae.W_dec.copy_(torch.nn.functional.normalize(sae.W_dec, dim=1))
         sae.W_dec[3] *= 1.25
     stage_sae(FOLDERS, (7, 1), sae)
-    record = make_record(FOLDERS, (7, 1), sae, 640, {"fvu": 0.5})
+    record = make_record(FOLDERS, (7, 1), sae, TrainingTokens(640, 600), {"fvu": 0.5})
     assert sorted(record.pop("checksums")) == ["cfg.json", "sae.safetensors"]
     assert record.pop("max_decoder_norm_deviation") == pytest.approx(0.25)
     assert record == {
@@ -81,6 +81,7 @@ def test_record_by_hand():
         "n_latents": 16,
         "k": 2,
         "n_train_tokens": 640,
+        "n_tokens_trained_on": 600,
         "fvu": 0.5,
         "path": "checkpoints/tiny_from_prose_seed_1/layers.7",
     }

@@ -44,7 +44,8 @@ def test_several_passes_train_what_one_does(tiny, monkeypatch, capsys, n_passes)
     train()
     memory = planned()[0].memory(is_replicated=False)
     monkeypatch.setattr(machines, "free_bytes", lambda device: int(memory.of(4 // n_passes) / 0.85) + 1)
-    train("--checkpoint_dir", "divided")
+    argv = [*TRAIN, "--train_only", "--checkpoint_dir", "divided"]
+    train_sae.main([flag for flag in argv if flag != "--quiet"])
     assert f"{n_passes} passes (layers 0, seeds 0" in capsys.readouterr().out
     assert_same_folders("checkpoints", "divided")
 
