@@ -50,7 +50,7 @@ def test_what_is_ignored_stays_ignored():
 def test_processes_that_libraries_fork_end_as_they_would_without(capfd):
     """`datasets` and others end theirs by SIGTERM, which is no message of the user's; some have hardly begun then."""
     with stoppable():
-        for _ in range(300):
+        for _ in range(60):
             child = os.fork()
             if child == 0:
                 signal.pause()
