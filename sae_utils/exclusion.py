@@ -60,12 +60,12 @@ class Exclusion:
         return self.keeps_norms(self.keeps_ids(ids.to(activations.device)), activations)
 
     def keeps_norms(self, kept: Tensor, activations: Tensor) -> Tensor:
-        """What `keeps_ids` keeps, without activations that are too large."""
+        """What `keeps_ids` keeps, without activations that are too large; NaN and infinity stay, to be noticed."""
         if self.max_norm is None:
             return kept
         norms = activations.float().norm(dim=-1)  # (batch, seq)
         medians = norms.masked_fill(~kept, torch.nan).nanmedian(dim=1, keepdim=True).values
-        return kept & (norms <= self.max_norm * medians)
+        return kept & ~((norms > self.max_norm * medians) & norms.isfinite())
 
 
 NOTHING = Exclusion()
@@ -81,19 +81,17 @@ def parse_exclusion(words: Sequence[str]) -> tuple[str, ...]:
     Raises:
         InputError: If one is something else.
 
-    >>> parse_exclusion(["norm:10", "7", "bos", "first", "7"])
+    >>> parse_exclusion(["norm:10.0", "7", "bos", "first", "7"])
     ('first', 'bos', '7', 'norm:10')
     """
     ids = sorted({int(word) for word in words if word.isdecimal()})
-    limits = [word for word in dict.fromkeys(words) if word.startswith(NORM)]
+    limits = [word for word in words if word.startswith(NORM)]
     named = [word for word in WORDS if word in words]
     if unknown := [word for word in words if not (word.isdecimal() or word in WORDS or word in limits)]:
         raise InputError(f"--exclude takes {', '.join(WORDS)}, token ids, and {NORM}MULTIPLE, got {unknown[0]!r}")
     if len(limits) > 1:
         raise InputError(f"--exclude takes one {NORM}MULTIPLE, got {' '.join(limits)}")
-    for limit in limits:
-        _multiple_in(limit)
-    return (*named, *map(str, ids), *limits)
+    return (*named, *map(str, ids), *(f"{NORM}{_multiple_in(limit):g}" for limit in limits))
 
 
 def find_exclusion(words: Sequence[str], *, bos_id: int, eos_id: int | None, vocab_size: int) -> Exclusion:

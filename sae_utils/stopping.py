@@ -71,13 +71,18 @@ def stoppable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stops_deferred() -> Iterator[StopRequest]:
-    """While open, a first signal is only noted, for whoever looks; a second one, or `GRACE_SEC`, ends the block."""
+    """While open, a first signal is only noted, for whoever looks; a second one, or `GRACE_SEC`, ends the block.
+
+    A stop that nobody has seen to ends the program where the block ends.
+    """
     request = StopRequest()
     _deferred.append(request)
     try:
         yield request
     finally:
         _deferred.remove(request)
+    if request.signum:
+        raise Stopped(request.signum)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

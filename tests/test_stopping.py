@@ -19,13 +19,13 @@ def test_a_signal_ends_the_block_and_says_which(signum, code):
 
 
 def test_a_stop_that_is_put_off_is_noted_and_the_second_one_is_not():
-    with stoppable():
-        with stops_deferred() as request:
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert request.signum == signal.SIGTERM
-            with pytest.raises(Stopped) as stopped:
-                os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(Stopped) as ended, stoppable(), stops_deferred() as request:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert request.signum == signal.SIGTERM
+        with pytest.raises(Stopped) as stopped:
+            os.kill(os.getpid(), signal.SIGINT)
         assert stopped.value.exit_code == 143, "the first one counts"
+    assert ended.value.exit_code == 143, "nobody saw to it within the block"
 
 
 def test_patience_ends(monkeypatch):
@@ -34,6 +34,15 @@ def test_patience_ends(monkeypatch):
     with pytest.raises(Stopped) as stopped, stoppable(), stops_deferred():
         os.kill(os.getpid(), signal.SIGTERM)
         signal.pause()  # the alarm comes
+    assert stopped.value.exit_code == 143
+
+
+def test_a_stop_that_nobody_saw_to_ends_what_follows():
+    """One that comes in the last steps; seven seconds later it would be an alarm, and exit code 142."""
+    with pytest.raises(Stopped) as stopped, stoppable():
+        with stops_deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("it went on")
     assert stopped.value.exit_code == 143
 
 

@@ -12,6 +12,7 @@ from sae_utils.comparison.trained import TrainedSae
 from sae_utils.comparison.whereabouts import Whereabouts
 from sae_utils.devices import DTYPES
 from sae_utils.errors import InputError, check_positive
+from sae_utils.evaluation.random_tokens import firing_bytes
 from sae_utils.evaluation.splicing import LOGITS_AT_ONCE
 from sae_utils.exclusion import Exclusion
 from sae_utils.memory import DENSE_COPIES, LATENT_COPIES, USABLE_SHARE, free_bytes, release_memory, sae_bytes
@@ -120,7 +121,10 @@ class Group:
     ) -> Iterator[dict[tuple, tuple[str, SparseCoder]]]:
         """These SAEs with the layers they read, as many at a time as fit the device beside what is there already."""
         release_memory(self.settings.device)  # what was measured before is not counted as free otherwise
-        sizes = [sae_bytes(sae.record["d_model"], sae.record["n_latents"]) for sae in saes]
+        sizes = [
+            sae_bytes(sae.record["d_model"], sae.record["n_latents"]) + firing_bytes(sae.record["n_latents"])
+            for sae in saes
+        ]
         room = int(free_bytes(self.settings.device) * USABLE_SHARE) - self.batch_bytes(saes, target)
         n_fit = max(1, room // max(sizes))
         for part in _batched(saes, n_fit):

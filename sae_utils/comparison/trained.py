@@ -158,13 +158,13 @@ def _read_folder(folder: Path) -> list[TrainedSae]:
     run = read_record(
         folder / "run.json", remedy, settings=dict, hookpoints=dict, saes=list, dataset=str, target_reference=str
     )
-    for name in ("dtype", "ctx_len", "n_eval_tokens", "exclude", "excluded_ids"):
-        run["settings"][name]
     if (rule := run["settings"].get("packing_rule", 1)) != PACKING_RULE:
         raise InputError(
             f"{folder} was trained on rows that were packed by rule {rule}, and this version packs by rule "
             f"{PACKING_RULE}, so the tokens held out from it are other ones; train it anew, with --overwrite"
         )
+    for name in ("dtype", "ctx_len", "n_eval_tokens", "exclude", "excluded_ids"):
+        run["settings"][name]
     check_files(folder, run.get("checksums", {}), remedy)
     return [_read_sae(folder, run, record, remedy) for record in run["saes"]]
 

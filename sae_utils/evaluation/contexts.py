@@ -178,9 +178,9 @@ def find_contexts(
     }
     for ids in id_batches(chunks, batch_size):
         outputs = layer_outputs(model, hooked_layers(saes), ids)
+        kept = {name: exclusion.keeps(ids, output) for name, output in outputs.items()}
         for key, (hookpoint, sae) in saes.items():
-            kept = exclusion.keeps(ids, outputs[hookpoint])
-            tops[key].add(ids.numpy(), encode(sae, outputs[hookpoint], kept))
+            tops[key].add(ids.numpy(), encode(sae, outputs[hookpoint], kept[hookpoint]))
         on_tokens(ids.numel())
     decode = token_decoder(tokenizer)
     return {key: top.records(decode) for key, top in tops.items()}

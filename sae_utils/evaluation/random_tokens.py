@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sae_utils.errors import InputError
 from sae_utils.evaluation.activations import (
     Encoding,
     HookedSaes,
@@ -47,10 +48,10 @@ class RandomFiring:
     """
 
     counts: Tensor
-    """int64 `(n_blocks, n_latents)`: tokens of each block with an activation above `FAKE_ACTIVATION`."""
+    """int32 `(n_blocks, n_latents)`: tokens of each block with an activation above `FAKE_ACTIVATION`."""
 
     counts_scale_free: Tensor
-    """int64 `(n_blocks, n_latents)`: tokens of each block with an activation above 0."""
+    """int32 `(n_blocks, n_latents)`: tokens of each block with an activation above 0."""
 
     n_by_block: Tensor
     """int64 `(n_blocks,)`: tokens counted."""
@@ -58,7 +59,7 @@ class RandomFiring:
     @classmethod
     def of(cls, sae: SparseCoder, n_blocks: int) -> "RandomFiring":
         """Nothing counted yet."""
-        counts = torch.zeros(2, n_blocks, sae.num_latents, dtype=torch.int64, device=sae.device)
+        counts = torch.zeros(2, n_blocks, sae.num_latents, dtype=torch.int32, device=sae.device)
         return cls(*counts, torch.zeros(n_blocks, dtype=torch.int64, device=sae.device))
 
     def add(self, encoding: Encoding, is_counted: Tensor, block: int = 0) -> None:
@@ -107,6 +108,11 @@ class RandomFiring:
         sums = resampled_sums(counts[:, may_be_fake].cpu().numpy())
         n_tokens = resampled_sums(self.n_by_block.cpu().numpy())
         return interval_of((sums > FAKE_SHARE * n_tokens[:, None]).sum(axis=1) / counts.shape[1])
+
+
+def firing_bytes(n_latents: int) -> int:
+    """Memory of the counts of one SAE."""
+    return 2 * N_BLOCKS * 4 * n_latents
 
 
 def known_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, exclusion: Exclusion = NOTHING) -> np.ndarray:
@@ -178,11 +184,14 @@ def measure_random_firing(
         is_counted &= is_counted.flatten().cumsum(0).view_as(is_counted) <= n_left
         n_left -= int(is_counted.sum())
         outputs = layer_outputs(model, hooked_layers(saes), ids)
+        kept = {name: exclusion.keeps(ids, output) for name, output in outputs.items()}
         for key, (hookpoint, sae) in saes.items():
-            kept = exclusion.keeps(ids, outputs[hookpoint])
-            encoding, counts = encode(sae, outputs[hookpoint], kept), is_counted.to(sae.device) & kept
+            encoding = encode(sae, outputs[hookpoint], kept[hookpoint])
+            counts = is_counted.to(sae.device) & kept[hookpoint]
             for row, of_row in enumerate(each_sequence(encoding, len(ids))):
                 firing[key].add(of_row, counts[row], (n_done + row) * n_blocks // len(chunks))
         n_done += len(ids)
         on_tokens(ids.numel())
+    if not all(counted.n_tokens for counted in firing.values()):
+        raise InputError("no random token is left to count: what --exclude named in training is all there is")
     return firing

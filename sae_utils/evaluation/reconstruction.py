@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sae_utils.errors import InputError
 from sae_utils.evaluation.activations import Encoding, HookedSaes, encode, hooked_layers, id_batches, layer_outputs
 from sae_utils.evaluation.intervals import interval_of, resampled_sums
 from sae_utils.evaluation.positions import by_bin, position_bins, sums_by_bin
@@ -170,10 +171,10 @@ class Reconstruction:
     def add(self, x: Tensor, kept: Tensor, encoding: Encoding) -> None:
         """Take in activations, float64 `(batch, seq, d_model)`, which are kept, and what the SAE makes of them.
 
-        What is not kept is handed on as it is, so that it adds no error.
+        What is not kept adds nothing.
         """
         x_hat = encoding.x_hat.double().view_as(x)
-        error = (x - x_hat).pow(2).sum(dim=-1)  # (batch, seq)
+        error = (x - x_hat).pow(2).sum(dim=-1).masked_fill(~kept, 0.0)  # (batch, seq)
         self.squared_error += float(error.sum())
         self.squared_error_later += float(error[:, 1:].sum())
         self.errors.append(torch.stack([error.sum(dim=1), error[:, 1:].sum(dim=1)], dim=1).cpu())
@@ -196,27 +197,30 @@ class Reconstruction:
         return self.firing_counts.cpu().numpy() / self.n_tokens
 
     def record(self) -> dict[str, Any]:
+        """`numbers`, and of those of variance their intervals over sequences, and their values by position."""
+        intervals = dict(
+            zip(("fvu_interval", "fvu_without_first_position_interval"), self.fvu_intervals(), strict=True)
+        )
+        return self.numbers() | intervals | {"fvu_by_position": self.fvu_by_position()}
+
+    def numbers(self) -> dict[str, Any]:
         """Results by name.
 
-        `fvu`, `fvu_without_first_position`: fraction of variance unexplained, see there; None if undefined. With
-        `_interval` behind them: theirs, over sequences; None for a single one. `fvu_by_position`: see there.
+        `fvu`, `fvu_without_first_position`: fraction of variance unexplained, see there; None if undefined.
         `mse`: mean squared error per token and dimension. `cosine`: mean over tokens, see `cosine`.
         `l0`: mean number of latents > 0 on a token. `dead_share`: share of latents that never were.
         `firing_rate_quantiles`: over latents, by quantile as text. `n_tokens`: tokens measured on.
         """
-        rate, intervals = self.firing_rate, self.fvu_intervals()
+        rate = self.firing_rate
         return {
             "n_tokens": self.n_tokens,
             "fvu": fraction_of_variance_unexplained(self.squared_error, self.layer.all),
-            "fvu_interval": intervals[0],
             "fvu_without_first_position": fraction_of_variance_unexplained(self.squared_error_later, self.layer.later),
-            "fvu_without_first_position_interval": intervals[1],
             "mse": self.squared_error / (self.n_tokens * len(self.layer.all.mean)),
             "cosine": self.cosine_sum / self.n_tokens,
             "l0": float(rate.sum()),
             "dead_share": float((rate == 0).mean()),
             "firing_rate_quantiles": {str(q): float(np.quantile(rate, q)) for q in QUANTILES},
-            "fvu_by_position": self.fvu_by_position(),
         }
 
     def fvu_intervals(self) -> list[list[float] | None]:
@@ -289,6 +293,9 @@ def measure_reconstruction(
         batch_size: Sequences per forward pass.
         exclusion: Positions that are not measured on.
         on_tokens: Called with the number of tokens done, for progress.
+
+    Raises:
+        InputError: If no token is left to measure on.
     """
     layers = {name: LayerStatistics() for name in hooked_layers(saes)}
     counts = {
@@ -306,6 +313,10 @@ def measure_reconstruction(
             for key in [key for key in saes if saes[key][0] == hookpoint]:
                 counts[key].add(x, kept, encode(saes[key][1], activations, kept))
         on_tokens(ids.numel())
+    if empty := [name for name, layer in layers.items() if not layer.all.n_rows]:
+        raise InputError(
+            f"nothing is left to measure on at {empty[0]}: what --exclude named in training is all there is"
+        )
     return Evaluation(counts, layers)
 
 
@@ -314,5 +325,5 @@ def evaluate_reconstruction(
 ) -> dict[Hashable, dict[str, float | int | None]]:
     """What is recorded when training ends: `TRAINING_NAMES` of `measure_reconstruction`, by the SAEs' keys."""
     evaluation = measure_reconstruction(model, saes, chunks, batch_size=batch_size, **options)
-    records = {key: counted.record() for key, counted in evaluation.saes.items()}
+    records = {key: counted.numbers() for key, counted in evaluation.saes.items()}
     return {key: {name: record[name] for name in TRAINING_NAMES} for key, record in records.items()}

@@ -82,6 +82,9 @@ class RowMaker:
     _n_taken: int = 0
     """Documents taken in."""
 
+    _last_number: int = -1
+    """Number of the document that the last token before those that wait was of."""
+
     _last_cut: int = -1
     """Number of the last document that was cut."""
 
@@ -100,7 +103,7 @@ class RowMaker:
         bos_id, eos_id = self.delimiters.bos_id, self.delimiters.eos_id
         tokens, at = self._tokens, 0
         while True:
-            if at < len(tokens) and eos_id is not None and tokens[at] == eos_id:
+            if at < len(tokens) and eos_id is not None and tokens[at] == eos_id and self._ends_document(at):
                 at += 1  # of a document that ended with its row: alone after another BOS, it would end nothing
                 self._goes_on = False
             is_start = at < len(tokens) and tokens[at] == bos_id
@@ -108,14 +111,15 @@ class RowMaker:
             if end > len(tokens):
                 break
             row = tokens[at:end] if is_start else np.concatenate([[bos_id], tokens[at:end]])
-            self._count(row, first=int(self._numbers[at]), last=int(self._numbers[end - 1]), is_start=is_start)
+            self._count(row, at, end)
             at = end
             yield row.astype(np.int32)
+        self._last_number = int(self._numbers[at - 1]) if at else self._last_number
         self._tokens, self._numbers = tokens[at:], self._numbers[at:]
 
     def finish(self) -> RowCounts:
         """What all rows hold, once no document is left: what waits is dropped."""
-        if len(self._tokens) and self._goes_on and self._tokens[0] != self.delimiters.bos_id:
+        if len(self._tokens) and self._goes_on and not self._begins_document(0):
             self._count_cut(int(self._numbers[0]))
         return self.counts
 
@@ -130,16 +134,26 @@ class RowMaker:
         self._numbers = np.concatenate([self._numbers, numbers])
         self._n_taken += len(documents)
 
-    def _count(self, row: np.ndarray, *, first: int, last: int, is_start: bool) -> None:
-        """Take note of a row, and of the numbers of the documents at both of its ends."""
-        if self._goes_on and not is_start:
-            self._count_cut(first)
+    def _ends_document(self, at: int) -> bool:
+        """Whether a token that waits is the last of its document."""
+        return at + 1 == len(self._numbers) or self._numbers[at + 1] != self._numbers[at]
+
+    def _begins_document(self, at: int) -> bool:
+        """Whether a token that waits, or has found its row, is the first of its document: its BOS."""
+        before = self._last_number if at == 0 else self._numbers[at - 1]
+        return self._numbers[at] != before
+
+    def _count(self, row: np.ndarray, at: int, end: int) -> None:
+        """Take note of a row, made of the tokens from one that waits to another, excluded."""
+        if self._goes_on and not self._begins_document(at):
+            self._count_cut(int(self._numbers[at]))
         counts, delimiters = self.counts, self.delimiters
+        has_begun = self._begins_document(end - 1)  # by its BOS alone, so that nothing of it is held yet
         counts.n_rows += 1
-        counts.n_documents = last + 1
+        counts.n_documents = int(self._numbers[end - 1]) + (not has_begun)
         counts.n_bos += int((row == delimiters.bos_id).sum())
         counts.n_eos += 0 if delimiters.eos_id is None else int((row == delimiters.eos_id).sum())
-        self._goes_on = row[-1] not in (delimiters.bos_id, delimiters.eos_id)
+        self._goes_on = not has_begun and not (delimiters.eos_id is not None and self._ends_document(end - 1))
 
     def _count_cut(self, number: int) -> None:
         """Count a document as cut, once."""

@@ -110,19 +110,18 @@ def plan_grid(
 
 
 def check_kept(cell: Cell) -> None:
-    """Refuse to leave out all there is of a sequence: a batch may consist of such ones.
+    """Refuse to leave fewer than two tokens of a sequence: a batch may consist of such ones, and one has no variance.
 
     Raises:
-        InputError: If there is such a sequence.
+        InputError: If there is such a sequence among those that are used.
     """
-    exclusion, chunks = cell.target.exclusion, cell.packed.chunks
-    if exclusion.is_empty:
-        return
-    if n_empty := int((chunks.count_kept(exclusion) == 0).sum()):
-        raise InputError(
-            f"--exclude {' '.join(cell.settings.exclude)} leaves nothing of {n_empty:,} of the {len(chunks):,} "
-            f"sequences of {cell.source.name}; leave out less, or raise --ctx_len"
-        )
+    exclusion = cell.target.exclusion
+    for chunks in () if exclusion.is_empty else cell.split():
+        if n_empty := int((chunks.count_kept(exclusion) < 2).sum()):
+            raise InputError(
+                f"--exclude {' '.join(cell.settings.exclude)} leaves fewer than two tokens of {n_empty:,} of "
+                f"{len(chunks):,} sequences of {cell.source.name}; leave out less, or raise --ctx_len"
+            )
 
 
 def describe_rows(counts: RowCounts) -> str:

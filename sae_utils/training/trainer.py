@@ -7,7 +7,7 @@ batch has not been read. Losses are taken down and checkpoints are written then,
 The host runs ahead of a GPU as long as it asks it for no value. sparsify asks several times a step: which tokens are
 excluded, how many are not, every loss. Here the host looks for excluded tokens among the ids that it has itself, ids
 are brought over for many sequences at a time, and losses stay on the device and are read back every few steps. Only a
-limit for norms has to be waited for, once a layer and batch.
+limit for norms has to be waited for, once a layer and batch, and so have masks that processes exchange.
 
 Several processes train as one would: they cut every batch among themselves. Either each has all SAEs, and gradients are
 averaged (sparsify's DDP), or, with `distribute_modules`, each has some of the layers and gets their activations for the
@@ -77,9 +77,6 @@ class BatchStatistics:
 
     total_variance: Tensor
     """Squared deviation from the mean, summed over tokens and dimensions, `()`."""
-
-    n_tokens: Tensor
-    """How many they are, int64 `()`."""
 
 
 class SaeTrainer(Trainer):
@@ -378,15 +375,29 @@ class SaeTrainer(Trainer):
             self._mask.keep(kept)
             x = activations.flatten(0, 1)
             x = (x if kept is None else x[kept]).float()  # (tokens, d_model)
+            self._check_parts(len(x))
             n = self.workers.n
             n_tokens = self.workers.sum_(torch.full((), len(x), device=x.device))
             mean = x.mean(dim=0) if n == 1 else self.workers.sum_(x.sum(dim=0)) / n_tokens
             total_variance = self.workers.sum_((x - mean).pow(2).sum()) / (n if self.has_replicas else 1)
-            self._statistics[hookpoint] = BatchStatistics(mean, total_variance, n_tokens)
+            self._statistics[hookpoint] = BatchStatistics(mean, total_variance)
             self._are_finite[hookpoint] = self._are_finite.get(hookpoint, True) & torch.isfinite(total_variance)
             self._n_tokens_in_step[hookpoint] = self._n_tokens_in_step.get(hookpoint, 0) + n_tokens
 
         return measure
+
+    def _check_parts(self, n_tokens: int) -> None:
+        """Refuse to cut so few tokens into so many parts that processes which wait for each other cut differently.
+
+        Raises:
+            InputError: If `micro_acc_steps` parts of equal size, but for the last, are more than there are.
+        """
+        n_parts = self.cfg.micro_acc_steps
+        if self.has_replicas and n_parts > 1 and (not n_tokens or -(-n_tokens // -(-n_tokens // n_parts)) != n_parts):
+            raise InputError(
+                f"a process has {n_tokens:,} tokens of a batch that are not left out, too few for --micro_acc_steps "
+                f"{n_parts}; lower it, or leave out less"
+            )
 
     def _make_input_hook(self, name: str) -> Callable:
         """A hook before an SAE's forward pass: activations in float32, and the statistics of their batch."""

@@ -97,7 +97,8 @@ def test_rows_of_an_older_rule_are_packed_again_and_its_saes_refused(tiny, capsy
     assert capsys.readouterr().err.count("was packed by rule 1") == 1
     for run in Path("checkpoints").glob("*/run.json"):
         settings = json.loads(run.read_text())["settings"]
-        del settings["packing_rule"]
+        for name in ("packing_rule", "exclude", "excluded_ids"):  # all of them came together
+            del settings[name]
         edit_record(run, settings=settings)
     assert "packing_rule was None and is now 2; give --overwrite" in refused(capsys, train_sae.main, TRAIN)
     assert "rows that were packed by rule 1" in refused(capsys, train_sae.main, ["--eval_only"])
@@ -124,10 +125,12 @@ def test_a_data_set_without_its_record_is_not_called_missing(tiny, capsys):
 
 
 def test_leaving_out_everything_is_refused(tiny, capsys):
-    """A batch without a token has no variance, and its loss is no number."""
+    """A batch of one token has no variance, and its loss is no number."""
     generate("--num_tokens", "2000")
     error = refused(capsys, train_sae.main, [*TRAIN, "--exclude", *map(str, range(320))])
-    assert "leaves nothing of 64 of the 64 sequences of tiny; leave out less" in error
+    assert "leaves fewer than two tokens of 60 of 60 sequences of tiny; leave out less" in error
+    error = refused(capsys, train_sae.main, [*TRAIN, "--ctx_len", "2", "--exclude", "first"])
+    assert "leaves fewer than two tokens of" in error
     assert "names the token 320, and the target knows 0 .. 319" in refused(
         capsys, train_sae.main, [*TRAIN, "--exclude", "320"]
     )
