@@ -10,6 +10,13 @@ REFERENCE = (
 ENOUGH_TOKENS = 8_000_000_000
 """Training tokens below which a low SFR is first of all a sign of undertraining; the middle point of `REFERENCE`."""
 
+UNITS = {
+    "pairs": "latents (SFR)",
+    "evaluations": "held-out sequences (FVU, CE)",
+    "random_tokens": "blocks of random sequences (fake features)",
+}
+"""What intervals are over, by the kind of numbers."""
+
 
 def agreement_sentence(findings: Findings) -> str:
     """How many features another seed finds again, beside what two untrained SAEs share."""
@@ -85,6 +92,25 @@ def caution_sentence(findings: Findings) -> str | None:
         f"undertraining, not evidence that the features are arbitrary. {REFERENCE} The two ratios are not comparable "
         f"number by number."
     )
+
+
+def kinds_with_intervals(findings: Findings) -> list[str]:
+    """Of which kinds of numbers, names of `UNITS`, there are intervals to be shown."""
+    shown = {
+        "pairs": lambda each: each.interval_of_pairs("sfr"),
+        "evaluations": lambda each: any(map(each.interval_of_evaluations, ("fvu", "ce_recovered", "ce_diff_nats"))),
+        "random_tokens": lambda each: each.interval_of_random_tokens("ffr"),
+    }
+    return [kind for kind, interval in shown.items() if any(map(interval, findings.comparisons))]
+
+
+def brackets_sentence(findings: Findings) -> str | None:
+    """What the intervals in brackets are over; None if there are none."""
+    units = [UNITS[kind] for kind in kinds_with_intervals(findings)]
+    if not units:
+        return None
+    listed = " and ".join(filter(None, (", ".join(units[:-1]), units[-1])))
+    return f"In brackets: how far it may be off because it was measured on so many {listed} and no more (95% interval)."
 
 
 def diverged_sentence(findings: Findings) -> str | None:

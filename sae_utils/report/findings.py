@@ -78,7 +78,7 @@ class Comparison:
         As wide as if all pairs were off in the same direction: they share SAEs, so they are not independent. None if a
         pair with this number has no interval.
         """
-        return _mean_interval(pair.get(f"{name}_interval") for pair in self.pairs if pair.get(name) is not None)
+        return _interval_in(self.pairs, name)
 
     def of_thresholds(self, threshold: str) -> Spread | None:
         """SFR at another threshold, over pairs."""
@@ -91,6 +91,14 @@ class Comparison:
     def of_random_tokens(self, name: str) -> Spread | None:
         """A number measured on random tokens, over seeds."""
         return Spread.of(self.random_token_values(name))
+
+    def interval_of_random_tokens(self, name: str) -> tuple[float, float] | None:
+        """95 % interval of `of_random_tokens`: the mean of the seeds' low ends and of their high ends.
+
+        As wide as if all seeds were off in the same direction: they are measured on the same tokens. None if a seed
+        with this number has no interval.
+        """
+        return _interval_in([sae.get("random_tokens") or {} for sae in self.saes], name)
 
     def random_token_values(self, name: str) -> list[float]:
         """The same, one by one, where they are defined."""
@@ -109,13 +117,17 @@ class Comparison:
 
     def of_evaluations(self, name: str, eval_source: str | None = None) -> Spread | None:
         """A number measured on held-out tokens, over seeds; of the SAEs' own source unless another is named."""
+        return Spread.of(each.get(name) for each in self._evaluations(eval_source))
+
+    def interval_of_evaluations(self, name: str, eval_source: str | None = None) -> tuple[float, float] | None:
+        """The same as `interval_of_random_tokens`, of a number measured on held-out tokens."""
+        return _interval_in(self._evaluations(eval_source), name)
+
+    def _evaluations(self, eval_source: str | None = None) -> list[dict[str, Any]]:
+        """What the SAEs are on held-out tokens of a source, their own unless another is named."""
         wanted = self.source if eval_source is None else eval_source
-        return Spread.of(
-            each.get(name)
-            for sae in self.saes
-            for each in sae.get("evaluations") or []
-            if each["eval_source"] == wanted
-        )
+        found = [each for sae in self.saes for each in sae.get("evaluations") or []]
+        return [each for each in found if each["eval_source"] == wanted]
 
     @cached_property
     def curves(self) -> dict[int, Curve]:
@@ -233,6 +245,11 @@ def thin(values: np.ndarray) -> np.ndarray:
     if len(values) <= MAX_CURVE_POINTS:
         return values
     return np.array([part.mean() for part in np.array_split(values, MAX_CURVE_POINTS)])
+
+
+def _interval_in(records: Iterable[dict[str, Any]], name: str) -> tuple[float, float] | None:
+    """Mean interval of a number of the records that have it."""
+    return _mean_interval(record.get(f"{name}_interval") for record in records if record.get(name) is not None)
 
 
 def _mean_interval(intervals: Iterable[Sequence[float] | None]) -> tuple[float, float] | None:

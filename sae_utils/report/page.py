@@ -12,8 +12,10 @@ from sae_utils.files import write_text
 from sae_utils.report import figures
 from sae_utils.report.answer import (
     agreement_sentence,
+    brackets_sentence,
     caution_sentence,
     diverged_sentence,
+    kinds_with_intervals,
     source_sentence,
     tokenized_again_sentence,
 )
@@ -67,6 +69,8 @@ def render(findings: Findings) -> str:
         findings=findings,
         facts=grid_facts(findings),
         sentences=[agreement_sentence(findings), source_sentence(findings)],
+        brackets=brackets_sentence(findings),
+        with_intervals=kinds_with_intervals(findings),
         caution=caution_sentence(findings),
         diverged=diverged_sentence(findings),
         tokenized_again=tokenized_again_sentence(findings),
@@ -158,6 +162,7 @@ def _matrix(
             "cells": [
                 {
                     "value": cell,
+                    "interval": each.interval_of_evaluations(name, column),
                     "shade": abs(cell.mean - worst) / extent if cell else 0,
                     "is_own": column == each.source,
                 }

@@ -6,10 +6,16 @@ from typing import Any
 from sae_utils.comparison.results import Results
 from sae_utils.report.rounding import rounded
 
-_SAE_COLUMNS = ("target", "source", "layer", "seed", "FVU", "FVU w/o 1st", "CE recovered", "dead", "FFR", "path")
+_INTERVAL = "95% interval"
+"""Column behind the numbers that have one."""
+
+_SAE_COLUMNS = (
+    *("target", "source", "layer", "seed", "FVU", _INTERVAL, "FVU w/o 1st"),
+    *("CE recovered", _INTERVAL, "dead", "FFR", _INTERVAL, "path"),
+)
 _PAIR_COLUMNS = (
     *("target", "source", "layer", "seeds"),
-    *("SFR", "95% interval", "floor", "SFR live", "SFR both", "mean cosine"),
+    *("SFR", _INTERVAL, "floor", "SFR live", "SFR both", "mean cosine"),
 )
 _TEXT_COLUMNS = ("target", "source", "path", "seeds")
 
@@ -19,8 +25,9 @@ def results_tables(results: Results, keys: Sequence[tuple]) -> str:
 
     `FVU w/o 1st` leaves out the first position of each sequence; `CE recovered` is the share of the cross-entropy lost
     to zeros that the reconstruction gives back; `dead` is the share of latents that never fire on the held-out tokens;
-    `FFR` is the share that fires on random tokens; `SFR` is the share of latents found again in the other seed, and the
-    interval beside it how far that may be off because it was counted on so many latents.
+    `FFR` is the share that fires on random tokens; `SFR` is the share of latents found again in the other seed. The
+    interval behind a number is how far it may be off because it was measured on so many held-out sequences, blocks of
+    random sequences (`FFR`) or latents (`SFR`) and no more.
 
     Args:
         results: What was measured.
@@ -42,14 +49,10 @@ def wandb_summary(results: Results, target: str, source: str) -> dict[str, Any]:
             continue
         name = f"layers.{record['layer']}/seed_{record['seed']}"
         for evaluation in record["evaluations"]:
-            numbers = {
-                what: value
-                for what, value in evaluation.items()
-                if isinstance(value, int | float) and not isinstance(value, bool)
-            }
+            numbers = _numbers_of(evaluation)
             summary |= {f"eval/{evaluation['eval_source']}/{what}/{name}": value for what, value in numbers.items()}
-        random_tokens = record["random_tokens"] or {}  # none of an SAE of another run that was stopped
-        summary |= {f"random_tokens/{what}/{name}": value for what, value in random_tokens.items()}
+        random_tokens = _numbers_of(record["random_tokens"] or {})  # none of an SAE of another run that was stopped
+        summary |= {f"random_tokens/{what}/{name}": value for what, value in random_tokens.items() if what != "seed"}
     for record in results.pairs.values():
         if (record["target"], record["source"]) != (target, source):
             continue
@@ -59,21 +62,26 @@ def wandb_summary(results: Results, target: str, source: str) -> dict[str, Any]:
     return summary
 
 
+def _numbers_of(record: dict[str, Any]) -> dict[str, float | int]:
+    """What is a number in a record; no texts, no lists."""
+    is_number = {what: isinstance(value, int | float) and not isinstance(value, bool) for what, value in record.items()}
+    return {what: value for what, value in record.items() if is_number[what]}
+
+
 def _sae_row(record: dict[str, Any]) -> tuple[str, ...]:
+    about = record["target"], record["source"], str(record["layer"]), str(record["seed"])
     if record.get("is_diverged"):
-        about = record["target"], record["source"], str(record["layer"]), str(record["seed"])
-        return (*about, "diverged", "", "", "", "", record["path"])
+        return (*about, "diverged", *[""] * (len(_SAE_COLUMNS) - len(about) - 2), record["path"])
     own = next(each for each in record["evaluations"] if each["eval_source"] == record["source"])
+    random_tokens = record["random_tokens"]
     return (
-        record["target"],
-        record["source"],
-        str(record["layer"]),
-        str(record["seed"]),
-        _number(own["fvu"]),
+        *about,
+        *_with_interval(own, "fvu"),
         _number(own["fvu_without_first_position"]),
-        _number(own["ce_recovered"]),
+        *_with_interval(own, "ce_recovered"),
         rounded(own["dead_share"], 1, is_share=True),
-        rounded(record["random_tokens"]["ffr"], 2, is_share=True),
+        rounded(random_tokens["ffr"], 2, is_share=True),
+        _interval(random_tokens.get("ffr_interval"), 2, is_share=True),
         record["path"],
     )
 
@@ -81,8 +89,7 @@ def _sae_row(record: dict[str, Any]) -> tuple[str, ...]:
 def _pair_row(record: dict[str, Any]) -> tuple[str, ...]:
     names = ("sfr_floor", "sfr_live", "sfr_both", "mean_matched_cosine")
     about = record["target"], record["source"], str(record["layer"]), f"{record['seed']} {record['seed_b']}"
-    sfr = _number(record["sfr"]), _interval(record["sfr_interval"])
-    return (*about, *sfr, *(_number(record[name]) for name in names))
+    return (*about, *_with_interval(record, "sfr"), *(_number(record[name]) for name in names))
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -98,8 +105,15 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _interval(ends: Sequence[float] | None) -> str:
-    return "undefined" if ends is None else f"[{ends[0]:.4f}, {ends[1]:.4f}]"
+def _with_interval(record: dict[str, Any], name: str) -> tuple[str, str]:
+    return _number(record[name]), _interval(record.get(f"{name}_interval"))
+
+
+def _interval(ends: Sequence[float] | None, decimals: int = 4, *, is_share: bool = False) -> str:
+    if ends is None:
+        return "undefined"
+    low, high = (rounded(end, decimals, is_share=is_share) for end in ends)
+    return f"[{low}, {high}]"
 
 
 def _number(value: float | None) -> str:

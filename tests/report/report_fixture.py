@@ -12,6 +12,8 @@ from sae_utils.files import write_json
 from sae_utils.paths import cell_name, seed_dir
 
 TEXT = "the quick brown fox jumps over a lazy dog , and then it runs . \n Once upon time in Paris (1999) : def f ( x )"
+CTX_LEN = 128
+
 WORDS = ["", *TEXT.split(" ")]
 HOSTILE = [
     "</script><script>window.broken = 1</script>",
@@ -88,36 +90,77 @@ def sae_numbers(
         "n_latents": n_latents,
         "k": 16,
         "n_train_tokens": n_train_tokens,
+        "n_tokens_trained_on": n_train_tokens - n_train_tokens // CTX_LEN,
+        "exclude": ["first", "bos"],
+        "packing": packing(base["source"], n_train_tokens),
         "max_decoder_norm_deviation": 0.007,
         "evaluations": [
-            {
-                "eval_source": source,
-                "n_tokens": 2304,
-                "fvu": (fvu := float(rng.uniform(0.18, 0.3) + 0.15 * (source != base["source"])) / base["layer"]),
-                "fvu_without_first_position": fvu * 1.4,
-                "mse": fvu * 2.1,
-                "cosine": 1 - fvu / 2,
-                "l0": 16.0,
-                "dead_share": float(rng.uniform(0.01, 0.3)),
-                "firing_rate_quantiles": {"0.01": 0.0, "0.1": 0.001, "0.5": 0.02, "0.9": 0.11, "0.99": 0.35},
-                "ce_clean_nats": 3.1,
-                "ce_sae_nats": 3.1 + fvu * 4,
-                "ce_zero_nats": 9.4,
-                "ce_mean_nats": 8.2,
-                "ce_recovered": 1 - fvu * 4 / 6.3,
-                "ce_diff_nats": fvu * 4,
-                "kl_nats": fvu * 3.6,
-            }
+            with_intervals(
+                {
+                    "eval_source": source,
+                    "n_tokens": 2304,
+                    "fvu": (fvu := float(rng.uniform(0.18, 0.3) + 0.15 * (source != base["source"])) / base["layer"]),
+                    "fvu_without_first_position": fvu * 1.4,
+                    "mse": fvu * 2.1,
+                    "cosine": 1 - fvu / 2,
+                    "l0": 16.0,
+                    "dead_share": float(rng.uniform(0.01, 0.3)),
+                    "firing_rate_quantiles": {"0.01": 0.0, "0.1": 0.001, "0.5": 0.02, "0.9": 0.11, "0.99": 0.35},
+                    "ce_clean_nats": 3.1,
+                    "ce_sae_nats": 3.1 + fvu * 4,
+                    "ce_zero_nats": 9.4,
+                    "ce_mean_nats": 8.2,
+                    "ce_recovered": 1 - fvu * 4 / 6.3,
+                    "ce_diff_nats": fvu * 4,
+                    "kl_nats": fvu * 3.6,
+                    "by_position": by_position(fvu, eval_sources.index(source)),
+                },
+                *("fvu", "fvu_without_first_position", "ce_clean_nats", "ce_sae_nats", "ce_diff_nats"),
+                *("ce_recovered", "kl_nats"),
+            )
             for source in eval_sources
         ],
-        "random_tokens": {
-            "n_tokens": 1_000_000,
-            "n_fake": (n_fake := int(rng.integers(0, 9))),
-            "ffr": n_fake / n_latents,
-            "n_fake_scale_free": n_fake + 4,
-            "ffr_scale_free": (n_fake + 4) / n_latents,
-        },
+        "random_tokens": with_intervals(
+            {
+                "n_drawn": 1_000_000,
+                "generator": "numpy.random.PCG64",
+                "seed": 0,
+                "n_tokens": 1_000_000,
+                "n_fake": (n_fake := int(rng.integers(0, 9))),
+                "ffr": n_fake / n_latents,
+                "n_fake_scale_free": n_fake + 4,
+                "ffr_scale_free": (n_fake + 4) / n_latents,
+            },
+            *("ffr", "ffr_scale_free"),
+        ),
     }
+
+
+def with_intervals(numbers: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Numbers and an interval of each of those named, a twentieth to either side."""
+    return numbers | {f"{name}_interval": [numbers[name] * 0.95, numbers[name] * 1.05] for name in names}
+
+
+def packing(source: str, n_tokens: int) -> dict[str, int]:
+    """What rows of so many tokens hold; another number of documents of every source."""
+    n_rows, n_documents = n_tokens // CTX_LEN, n_tokens // (300 + 10 * len(source))
+    counts = {"n_rows": n_rows, "n_documents": n_documents, "n_cut_documents": n_documents // 2}
+    return {"rule": 2} | counts | {"n_bos": n_rows + n_documents, "n_eos": n_documents - 1}
+
+
+def by_position(fvu: float, index: int) -> list[dict[str, Any]]:
+    """Bins of positions, the first without anything that is kept; numbers fall along the sequence."""
+    bins = [{"first": 0, "last": 0, "n_tokens": 0, "fvu": None, "n_predictions": 0}]
+    bins[0] |= {"ce_clean_nats": None, "ce_sae_nats": None}
+    first = 1
+    while first < CTX_LEN:
+        clean = 3 + (4 + 0.3 * index) / first**0.5
+        numbers = {"fvu": fvu * (1 + 2 / first), "ce_clean_nats": clean, "ce_sae_nats": clean + 8 * fvu / first**0.3}
+        bins.append(
+            {"first": first, "last": 2 * first - 1, "n_tokens": 18 * first, "n_predictions": 17 * first} | numbers
+        )
+        first *= 2
+    return bins
 
 
 def write_curves(rng: np.random.Generator, folder: Path, layers: Sequence[int], seed: int, n_tokens: int) -> None:

@@ -118,10 +118,59 @@ def test_intervals_stand_beside_their_numbers(tmp_path):
     assert f'<data value="{both}">{both:.3f}</data></td>' in text, "one pair of it has no interval"
 
 
-def beside(values: list[float], intervals: list[list[float]]) -> str:
+def beside(values: list[float], intervals: list[list[float]], form: str = ".3f") -> str:
     """A mean and its interval as the page shows them."""
-    low, high = (mean(interval[end] for interval in intervals) for end in (0, 1))
-    return f'<data value="{mean(values)}">{mean(values):.3f}</data><small class="ends">[{low:.3f}, {high:.3f}]</small>'
+    low, high = (format(mean(interval[end] for interval in intervals), form) for end in (0, 1))
+    return f'<data value="{mean(values)}">{mean(values):{form}}</data><small class="ends">[{low}, {high}]</small>'
+
+
+def test_held_out_and_random_numbers_have_their_intervals_too(tmp_path):
+    """In the answer, on every source, and of fake features: the mean of the seeds' ends, as they are recorded."""
+    results = write_results(tmp_path, text_sources=["corpus"], n_seeds=3, n_features=3)
+    saes = [
+        sae
+        for sae in json.loads((results / "metrics.json").read_text())["saes"]
+        if (sae["source"], sae["layer"]) == ("corpus", 15)
+    ]
+    sections = sections_of(write_report(results))
+    for shown, eval_source, name, form in (
+        ("answer", "corpus", "fvu", ".4f"),
+        ("answer", "corpus", "fvu_without_first_position", ".4f"),
+        ("answer", "corpus", "ce_recovered", ".3f"),
+        ("sources", "tiny-model", "fvu", ".3f"),
+        ("sources", "tiny-model", "ce_recovered", ".3f"),
+        ("sources", "corpus", "ce_diff_nats", ".3f"),
+    ):
+        found = [each for sae in saes for each in sae["evaluations"] if each["eval_source"] == eval_source]
+        values, intervals = ([each[field] for each in found] for field in (name, f"{name}_interval"))
+        assert beside(values, intervals, form) in sections[shown], (shown, name)
+    for shown, name in (("answer", "ffr"), ("fakes", "ffr"), ("fakes", "ffr_scale_free")):
+        found = [sae["random_tokens"] for sae in saes]
+        values, intervals = ([each[field] for each in found] for field in (name, f"{name}_interval"))
+        assert beside(values, intervals, ".2%") in sections[shown], (shown, name)
+    assert "latents (SFR), held-out sequences (FVU, CE) and blocks of random sequences" in sections["answer"]
+
+
+def test_a_seed_without_an_interval_leaves_the_mean_without_one(tmp_path):
+    """Ends of the other seeds alone would be the interval of another mean."""
+    results = write_results(tmp_path, layers=[7], n_features=3)
+
+    def lose(metrics):
+        metrics["saes"][0]["evaluations"][0]["fvu_interval"] = None
+        del metrics["saes"][0]["random_tokens"]["ffr_interval"]
+
+    edit_metrics(results, lose)
+    answer = sections_of(write_report(results))["answer"]
+    cells = dict(re.findall(r'<td data-metric="(\w+)">(.*?)</td>', answer))
+    assert {name for name, cell in cells.items() if "ends" in cell} == {
+        *("sfr_floor", "fvu_without_first_position", "ce_recovered")
+    }
+    assert "held-out sequences" in answer and "random sequences" not in answer
+
+
+def sections_of(page: Path) -> dict[str, str]:
+    """The parts of a page by their ids."""
+    return dict(re.findall(r'<section id="(\w+)"(.*?)</section>', page.read_text(encoding="utf-8"), flags=re.DOTALL))
 
 
 def test_page_is_well_formed_and_needs_nothing_from_outside(tmp_path):

@@ -7,7 +7,8 @@ from sae_utils.report.tables import results_tables, wandb_summary
 def sae_record(source: str, layer: int, seed: int, **own) -> dict:
     """A record with the numbers that are shown, evaluated on two sources."""
     numbers = {"n_tokens": 96, "fvu": 0.25, "fvu_without_first_position": 0.31, "ce_recovered": 0.9}
-    numbers |= {"dead_share": 0.125, "firing_rate_quantiles": {"0.5": 0.1}}
+    numbers |= {"dead_share": 0.125, "firing_rate_quantiles": {"0.5": 0.1}, "by_position": [{"first": 0, "fvu": 0.1}]}
+    numbers |= {"fvu_interval": [0.24, 0.2612], "ce_recovered_interval": [0.85, 0.95]}
     other = "other" if source == "tiny" else "tiny"
     return {
         "target": "tiny",
@@ -16,10 +17,11 @@ def sae_record(source: str, layer: int, seed: int, **own) -> dict:
         "seed": seed,
         "path": f"checkpoints/tiny_from_{source}_seed_{seed}/layers.{layer}",
         "evaluations": [
-            {"eval_source": other, "eval_fingerprint": "01"} | numbers | {"fvu": 0.75},
+            {"eval_source": other, "eval_fingerprint": "01"} | numbers | {"fvu": 0.75, "fvu_interval": [0.7, 0.8]},
             {"eval_source": source, "eval_fingerprint": "23", "is_tokenized_again": True} | numbers | own,
         ],
-        "random_tokens": {"n_tokens": 2000, "ffr": 0.0125, "n_fake": 3},
+        "random_tokens": {"n_tokens": 2000, "ffr": 0.0125, "n_fake": 3, "ffr_interval": [0.01, 0.02]}
+        | {"generator": "numpy.random.PCG64", "seed": 0},
     }
 
 
@@ -45,19 +47,21 @@ def keys(records: list[dict]) -> list[tuple]:
 
 def test_tables_by_hand():
     """Own source's numbers, not those of the source measured first; undefined numbers said; numbers to the right."""
-    undefined = {"fvu": None, "ce_recovered": None, "dead_share": 1.0}
+    undefined = {"fvu": None, "fvu_interval": None, "ce_recovered": None, "dead_share": 1.0}
+    undefined |= {"ce_recovered_interval": None}
     saes = [sae_record("tiny", 7, 0), sae_record("tiny", 7, 1), sae_record("other", 15, 0, **undefined)]
     pairs = [pair_record("tiny", 7, sfr_live=None), pair_record("other", 15, sfr_interval=None)]
     assert results_tables(results_of(saes, pairs), keys(saes)).splitlines() == [
-        "target  source  layer  seed        FVU  FVU w/o 1st  CE recovered    dead    FFR  path",
-        "------  ------  -----  ----  ---------  -----------  ------------  ------  -----  "
-        "--------------------------------------------",
-        "tiny    tiny        7     0     0.2500       0.3100        0.9000   12.5%  1.25%  "
-        "checkpoints/tiny_from_tiny_seed_0/layers.7",
-        "tiny    tiny        7     1     0.2500       0.3100        0.9000   12.5%  1.25%  "
-        "checkpoints/tiny_from_tiny_seed_1/layers.7",
-        "tiny    other      15     0  undefined       0.3100     undefined  100.0%  1.25%  "
-        "checkpoints/tiny_from_other_seed_0/layers.15",
+        "target  source  layer  seed        FVU      95% interval  FVU w/o 1st  CE recovered      95% interval    dead"
+        "    FFR    95% interval  path",
+        "------  ------  -----  ----  ---------  ----------------  -----------  ------------  ----------------  ------"
+        "  -----  --------------  --------------------------------------------",
+        "tiny    tiny        7     0     0.2500  [0.2400, 0.2612]       0.3100        0.9000  [0.8500, 0.9500]   12.5%"
+        "  1.25%  [1.00%, 2.00%]  checkpoints/tiny_from_tiny_seed_0/layers.7",
+        "tiny    tiny        7     1     0.2500  [0.2400, 0.2612]       0.3100        0.9000  [0.8500, 0.9500]   12.5%"
+        "  1.25%  [1.00%, 2.00%]  checkpoints/tiny_from_tiny_seed_1/layers.7",
+        "tiny    other      15     0  undefined         undefined       0.3100     undefined         undefined  100.0%"
+        "  1.25%  [1.00%, 2.00%]  checkpoints/tiny_from_other_seed_0/layers.15",
         "",
         "target  source  layer  seeds     SFR      95% interval   floor   SFR live  SFR both  mean cosine",
         "------  ------  -----  -----  ------  ----------------  ------  ---------  --------  -----------",
@@ -71,7 +75,7 @@ def test_small_numbers_are_not_shown_as_zero():
     saes = [sae_record("tiny", 7, 0, dead_share=0.0001, fvu=0.00002)]
     pairs = [pair_record("tiny", 7, sfr=0.00004, sfr_both=0.0)]
     sae, pair = results_tables(results_of(saes, pairs), keys(saes)).splitlines()[2::4]
-    assert (sae.split()[4], sae.split()[7]) == ("0.00002", "0.01%")
+    assert (sae.split()[4], sae.split()[11]) == ("0.00002", "0.01%")
     assert (pair.split()[5], pair.split()[8]) == ("0.00004", "0.0000")
 
 
@@ -86,13 +90,25 @@ def test_tables_show_the_saes_of_the_run_and_the_pairs_among_their_layers():
     assert [line.split()[:3] for line in lines[9:]] == [["tiny", "tiny", "7"], ["tiny", "tiny", "15"]]
 
 
+def test_records_from_before_intervals_and_diverged_saes_have_a_line():
+    """An older results folder, and one run in it that failed, are no reason to show nothing."""
+    old = sae_record("tiny", 7, 0, fvu_interval=None)
+    del old["random_tokens"]["ffr_interval"], old["evaluations"][1]["ce_recovered_interval"]
+    saes = [old, sae_record("tiny", 7, 1) | {"is_diverged": True}]
+    of_old, of_diverged = results_tables(results_of(saes, []), keys(saes)).splitlines()[2:]
+    assert of_old.split()[4:] == (
+        ["0.2500", "undefined", "0.3100", "0.9000", "undefined", "12.5%", "1.25%", "undefined", old["path"]]
+    )
+    assert of_diverged.split()[4:] == ["diverged", saes[1]["path"]]
+
+
 def test_one_seed_has_no_table_of_pairs():
     saes = [sae_record("tiny", 7, 0)]
     assert "SFR" not in results_tables(results_of(saes, []), keys(saes))
 
 
 def test_summary_for_wandb_by_hand():
-    """One cell's numbers, on all sources; undefined ones and those of other cells left out."""
+    """One cell's numbers, on all sources; undefined ones, what is no measurement, and other cells' are left out."""
     saes = [sae_record("tiny", 7, 1, fvu=None), sae_record("other", 7, 1)]
     pairs = [pair_record("tiny", 7, sfr_live=None), pair_record("other", 7)]
     assert wandb_summary(results_of(saes, pairs), "tiny", "tiny") == {
