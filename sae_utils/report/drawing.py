@@ -34,6 +34,9 @@ CSS_NAMES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"} | {
 
 PNG_DPI = 200
 
+KEY_WIDTH, LETTER_WIDTH = 0.5, 0.066
+"""Inches that an entry of a legend takes without its label, and for each letter of that."""
+
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
     "font.size": 8,
@@ -148,7 +151,8 @@ def _compose(chart: Chart) -> Figure:
     n_rows = -(-len(chart.panels) // n_columns)
     width, height = chart.panels[0].size
     tallest = max(panel.size[1] for panel in chart.panels)
-    legend_height = 0.35 if chart.legend else 0.0
+    n_keys = _keys_per_line(chart.legend, width * n_columns)
+    legend_height = 0.17 + 0.18 * -(-len(chart.legend) // n_keys) if chart.legend else 0.0
     figure = Figure(
         figsize=(width * n_columns, max(height, tallest + 0.3) * n_rows + legend_height), layout="constrained"
     )
@@ -160,8 +164,15 @@ def _compose(chart: Chart) -> Figure:
     for ax in axes[len(chart.panels) :]:
         ax.set_axis_off()
     if chart.legend:
-        figure.legend(handles=[_handle(key) for key in chart.legend], loc="outside lower left", ncols=len(chart.legend))
+        figure.legend(handles=[_handle(key) for key in chart.legend], loc="outside lower left", ncols=n_keys)
     return figure
+
+
+def _keys_per_line(legend: Sequence[Key], width: float) -> int:
+    """How many entries of a legend fit beside each other into `width` inches, all as wide as the longest."""
+    longest = max((len(key.label) for key in legend), default=0)
+    per_key = KEY_WIDTH + LETTER_WIDTH * longest
+    return max(1, min(len(legend), int(width / per_key)))
 
 
 def _handle(key: Key):

@@ -38,6 +38,7 @@ def make_charts(findings: Findings) -> list[Chart]:
     makers = (
         seed_agreement,
         training_curves,
+        by_position,
         matched_cosines,
         partial(source_matrix, name="fvu", title="FVU", is_high_good=False),
         partial(source_matrix, name="ce_recovered", title="CE recovered", is_high_good=True),
@@ -103,6 +104,43 @@ def training_curves(findings: Findings) -> Chart | None:
             draw = partial(plots.draw_curves, curves=curves, limits=limits)
             panels.append(Panel(findings.group_label(target, layer), draw, words))
     return _chart("training_fvu", panels, series_keys(findings))
+
+
+def by_position(findings: Findings) -> Chart | None:
+    """FVU, log scale, and cross-entropy by position in the sequence, mean over seeds; a colour a source.
+
+    Two panels a target and layer; all of FVU have the same axis, and all of cross-entropy.
+    """
+    kinds = [
+        ("FVU", ("fvu",), plots.steps_around, {"label": "FVU (no unit, log scale)", "is_log": True}),
+        (
+            "Cross-entropy",
+            ("ce_sae_nats", "ce_clean_nats"),
+            plots.margins_around,
+            {"label": "cross-entropy (nats per token)", "is_log": False},
+        ),
+    ]
+    panels = []
+    for target, layer, members in findings.groups:
+        for title, names, around, axis in kinds:
+            values = [value for each in findings.comparisons for name in names for value in _position_means(each, name)]
+            lines = [
+                (each.of_positions(name), source_colour(findings, each), dash)
+                for each in members
+                for dash, name in enumerate(names)
+            ]
+            if (limits := around(values)) and any(spread for line, *_ in lines for spread in line.values()):
+                words = f"{title} by position, {target}, layer {layer}: " + "; ".join(
+                    f"{each.source} from {rounded(means[0], 3)} to {rounded(means[-1], 3)}"
+                    for each in members
+                    if (means := _position_means(each, names[0]))
+                )
+                draw = partial(plots.draw_positions, lines=lines, limits=limits, **axis)
+                panels.append(Panel(f"{title}, {findings.group_label(target, layer)}", draw, words))
+    sources = series_keys(findings, seeds=False) if len(findings.sources) > 1 else []
+    colour = MUTED if sources else SERIES[0]
+    models = [Key("with the SAE", colour), Key("untouched model", colour, dash=1)]
+    return _chart("by_position", panels, [*sources, *models], n_columns=4 if len(findings.groups) > 2 else 2)
 
 
 def matched_cosines(findings: Findings) -> Chart | None:
@@ -210,6 +248,11 @@ def series_keys(findings: Findings, *, seeds: bool = True) -> list[Key]:
     all_seeds = sorted({sae["seed"] for sae in findings.saes})
     dashes = [Key(f"seed {seed}", SERIES[0] if is_one else MUTED, dash=i) for i, seed in enumerate(all_seeds)]
     return ([] if is_one else sources) + (dashes if len(dashes) > 1 else [])
+
+
+def _position_means(comparison: Comparison, name: str) -> list[float]:
+    """A number in each bin of positions, mean over seeds, where it is defined."""
+    return [spread.mean for spread in comparison.of_positions(name).values() if spread]
 
 
 def _rows_width(findings: Findings) -> float:

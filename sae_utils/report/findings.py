@@ -123,6 +123,15 @@ class Comparison:
         """The same as `interval_of_random_tokens`, of a number measured on held-out tokens."""
         return _interval_in(self._evaluations(eval_source), name)
 
+    def of_positions(self, name: str) -> dict[int, Spread | None]:
+        """A number measured on held-out tokens of the SAEs' own source, over seeds, in bins of positions.
+
+        Bins go by their first position, ascending; None where nothing is kept in one. Empty if none were measured.
+        """
+        bins = [each for evaluation in self._evaluations() for each in evaluation.get("by_position") or []]
+        firsts = sorted({each["first"] for each in bins})
+        return {first: Spread.of(each.get(name) for each in bins if each["first"] == first) for first in firsts}
+
     def _evaluations(self, eval_source: str | None = None) -> list[dict[str, Any]]:
         """What the SAEs are on held-out tokens of a source, their own unless another is named."""
         wanted = self.source if eval_source is None else eval_source

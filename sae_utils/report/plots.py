@@ -19,6 +19,9 @@ SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 BEST_SHADE = "#6fb1dc"  # dark text stays readable on it
 SHADES = LinearSegmentedColormap.from_list("shades", ["#f4f8fb", BEST_SHADE])
 
+MAX_POSITION_LABELS = 8
+"""Most bins of positions that all have their number written below them."""
+
 ON_PAPER = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}
 """Ground of a number that stands on a line."""
 
@@ -76,17 +79,41 @@ def draw_curves(ax: Axes, *, curves: Sequence[tuple[Curve, str, int]], limits: t
     """FVU over training tokens on a log scale; a curve comes with its colour and the number of its seed."""
     for (tokens, values), colour, index in curves:
         ax.plot(tokens, values, color=colour, linewidth=1.1, **dash_style(index))
-    ticks = _log_ticks(*limits)
-    ax.set_yscale("log")
-    ax.set_ylim(*limits)
-    ax.minorticks_off()
-    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    _set_log_axis(ax, limits)
     ax.set_xlim(0)
     ax.locator_params(axis="x", nbins=5)
     ax.xaxis.set_major_formatter(lambda tokens, _: short_count(tokens))
     ax.grid(axis="y")
     ax.set_xlabel("training tokens")
     ax.set_ylabel("FVU (no unit, log scale)")
+
+
+def draw_positions(
+    ax: Axes,
+    *,
+    lines: Sequence[tuple[Mapping[int, Spread | None], str, int]],
+    limits: tuple[float, float],
+    label: str,
+    is_log: bool,
+) -> None:
+    """A number in bins of positions that double in width; a gap where it is not defined.
+
+    A line is means by the first position of their bin; it comes with its colour and the number of its line style.
+    """
+    for means, colour, index in lines:
+        values = [np.nan if spread is None else spread.mean for spread in means.values()]
+        places = [_place(first) for first in means]
+        ax.plot(places, values, color=colour, linewidth=1.1, marker="o", markersize=2.6, mew=0, **dash_style(index))
+    if is_log:
+        _set_log_axis(ax, limits)
+    ax.set_ylim(*limits)
+    firsts = sorted({first for means, *_ in lines for first in means})
+    every = -(-len(firsts) // MAX_POSITION_LABELS)
+    names = [f"{first}" if i % every == 0 else "" for i, first in enumerate(firsts)]
+    ax.set_xticks([_place(first) for first in firsts], names)
+    ax.grid(axis="y")
+    ax.set_xlabel("position in the sequence (first of its bin, log scale)")
+    ax.set_ylabel(label)
 
 
 def draw_cosines(
@@ -166,6 +193,47 @@ def short_count(n: float) -> str:
         if abs(n) >= unit:
             return f"{n / unit:.3g}{name}"
     return f"{n:.3g}"
+
+
+def steps_around(values: Sequence[float]) -> tuple[float, float] | None:
+    """Ends of a log axis around the values above 0, at 1, 2 or 5 of a decade; None if there is no such value.
+
+    >>> steps_around([0.0, 0.25, 0.3, 1.7])
+    (0.2, 2.0)
+    """
+    positive = [value for value in values if value > 0]
+    if not positive:
+        return None
+    low, high = min(positive), max(positive)
+    decades = range(int(np.floor(np.log10(low))) - 1, int(np.ceil(np.log10(high))) + 2)
+    steps = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
+    return max(step for step in steps if step < low), min(step for step in steps if step > high)
+
+
+def margins_around(values: Sequence[float]) -> tuple[float, float] | None:
+    """Ends of an axis around the values, with some room; None if there is none.
+
+    >>> margins_around([3.0, 5.0])
+    (2.9, 5.1)
+    """
+    if not values:
+        return None
+    margin = 0.05 * (max(values) - min(values)) or 0.5
+    return min(values) - margin, max(values) + margin
+
+
+def _place(first: int) -> float:
+    """Where a bin stands on the axis of positions: those that begin at 0, 1, 2, 4, 8 at equal distances."""
+    return 1 + np.log2(first) if first else 0.0
+
+
+def _set_log_axis(ax: Axes, limits: tuple[float, float]) -> None:
+    """A vertical log scale with few, plain numbers."""
+    ticks = _log_ticks(*limits)
+    ax.set_yscale("log")
+    ax.set_ylim(*limits)
+    ax.minorticks_off()
+    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
 def _note(

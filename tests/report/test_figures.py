@@ -7,19 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from report_fixture import edit_metrics, write_results
 
 from sae_utils.errors import InputError, MissingInputError
 from sae_utils.files import DamagedFileError
 from sae_utils.report import plots
-from sae_utils.report.drawing import SERIES, Panel, inline_svg, save_chart
-from sae_utils.report.figures import make_charts, most_fakes, seed_agreement, write_figures
-from sae_utils.report.findings import MAX_CURVE_POINTS, read_curve, read_findings
+from sae_utils.report.drawing import SERIES, STYLE, Chart, Key, Panel, _compose, inline_svg, save_chart
+from sae_utils.report.figures import by_position, make_charts, most_fakes, seed_agreement, write_figures
+from sae_utils.report.findings import MAX_CURVE_POINTS, Spread, read_curve, read_findings
 
 ALL = {
     "seed_agreement",
     "training_fvu",
+    "by_position",
     "matched_cosines",
     "sources_fvu",
     "sources_ce_recovered",
@@ -68,6 +70,7 @@ def test_a_larger_grid_has_a_panel_for_each_comparison_or_target_and_layer(tmp_p
     assert n_panels == {
         "seed_agreement": 2,
         "training_fvu": groups,
+        "by_position": 2 * groups,
         "matched_cosines": comparisons,
         "sources_fvu": groups,
         "sources_ce_recovered": groups,
@@ -78,13 +81,13 @@ def test_a_larger_grid_has_a_panel_for_each_comparison_or_target_and_layer(tmp_p
 
 def test_one_seed_and_one_source_leave_out_what_they_cannot_show(tmp_path):
     results = write_results(tmp_path, n_seeds=1)
-    assert chart_names(results) == {"training_fvu", "firing_rates", "fake_features"}
+    assert chart_names(results) == {"training_fvu", "by_position", "firing_rates", "fake_features"}
 
 
 def test_without_details_and_curves_the_records_alone_are_drawn(results):
     shutil.rmtree(results / "details")
     shutil.rmtree(results.parent / "checkpoints")
-    assert chart_names(results) == {"seed_agreement", "sources_fvu", "sources_ce_recovered", "fake_features"}
+    assert chart_names(results) == ALL - {"training_fvu", "matched_cosines", "firing_rates"}
 
 
 def test_details_missing_for_one_comparison_leave_out_that_panel(results):
@@ -140,6 +143,89 @@ def test_numbers_without_an_interval_have_no_bar(tmp_path):
     chart.panels[0].draw(ax)
     assert [line for line in ax.lines if line.get_marker() == "|"] == []
     assert "95% interval" not in [key.label for key in chart.legend]
+
+
+def test_lines_by_position_are_means_of_the_recorded_bins(tmp_path):
+    """Over seeds and on the SAE's own source; a bin of which nothing is kept is a gap, and no zero."""
+    results = write_results(tmp_path, text_sources=["corpus"], n_seeds=3, layers=[7])
+    saes = json.loads((results / "metrics.json").read_text())["saes"]
+    panels = by_position(read_findings(results)).panels
+    assert [panel.title for panel in panels] == ["FVU, layer 7", "Cross-entropy, layer 7"]
+    for panel, names in zip(panels, (["fvu"], ["ce_sae_nats", "ce_clean_nats"]), strict=True):
+        ax = Figure().subplots()
+        panel.draw(ax)
+        lines = iter(ax.lines)
+        for source, colour in (("tiny-model", SERIES[0]), ("corpus", SERIES[1])):
+            own = [
+                each for sae in saes for each in sae["evaluations"] if sae["source"] == each["eval_source"] == source
+            ]
+            for name in names:
+                line = next(lines)
+                assert line.get_color() == colour
+                assert line.get_xdata().tolist() == [0, 1, 2, 3, 4, 5, 6, 7]  # bins from 0, 1, 2, 4, ..., 64 on
+                bins = zip(*(each["by_position"] for each in own), strict=True)
+                means = [np.mean([each[name] for each in seeds]) for seeds in list(bins)[1:]]
+                assert line.get_ydata().tolist()[1:] == pytest.approx(means)
+                assert np.isnan(line.get_ydata()[0])
+        assert next(lines, None) is None
+        low, high = ax.get_ylim()
+        assert all(low <= value <= high for line in ax.lines for value in line.get_ydata()[1:])
+        assert len(ax.get_yticks()) >= 2
+
+
+def test_results_without_positions_have_no_figure_of_them(results):
+    """Older results lack them; and where no prediction counts, there is FVU and no cross-entropy."""
+
+    def lose(metrics):
+        for sae in metrics["saes"]:
+            for each in sae["evaluations"]:
+                del each["by_position"]
+
+    def undefine(metrics):
+        for sae in metrics["saes"]:
+            for each in sae["evaluations"]:
+                for bin_ in each["by_position"]:
+                    bin_ |= {"ce_clean_nats": None, "ce_sae_nats": None}
+
+    edit_metrics(results, undefine)
+    assert [panel.title for panel in by_position(read_findings(results)).panels] == ["FVU, layer 7", "FVU, layer 15"]
+    edit_metrics(results, lose)
+    assert chart_names(results) == ALL - {"by_position"}
+
+
+def test_many_bins_are_labelled_sparsely_and_the_first_always(tmp_path):
+    """A row of 2,048 tokens has twelve bins, whose numbers would run into each other."""
+    values = {first: Spread.of([1.0]) for first in (0, *(2**i for i in range(11)))}
+    ax = Figure().subplots()
+    plots.draw_positions(ax, lines=[(values, SERIES[0], 0)], limits=(0.5, 2), label="FVU", is_log=True)
+    assert [label.get_text() for label in ax.get_xticklabels()] == [
+        *("0", "", "2", "", "8", "", "32", "", "128", "", "512", "")
+    ]
+
+
+def test_axes_enclose_any_values_with_two_numbers_at_least():
+    """Between two ticks of a log axis nobody can read a value."""
+    rng = np.random.default_rng(0)
+    for values in [[1.0], [0.3, 0.31], [5e-7, 80.0], *(10 ** rng.uniform(-6, 3, (50, 3)))]:
+        low, high = plots.steps_around(values)
+        ax = Figure().subplots()
+        plots.draw_positions(ax, lines=[], limits=(low, high), label="FVU", is_log=True)
+        assert low <= min(values) and max(values) <= high
+        assert sum(low <= tick <= high for tick in ax.get_yticks()) >= 2
+    assert plots.steps_around([0.0]) is None and plots.margins_around([]) is None
+
+
+def test_legends_stay_within_their_figure():
+    """A file whose legend is cut off names the wrong half of its lines."""
+    names = [f"a-model-with-a-rather-long-name-{i}b" for i in range(6)]
+    panel = Panel("title", lambda ax: ax.plot([0, 1]), "words")
+    for n_panels in (1, 2, 3):
+        with rc_context(STYLE):
+            figure = _compose(Chart("chart", [panel] * n_panels, [Key(name, SERIES[0]) for name in names]))
+            figure.draw_without_rendering()
+            box = figure.legends[0].get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
+        assert all(ax.get_tightbbox().y0 > box.y1 for ax in figure.axes)
 
 
 def test_trained_histograms_are_shown_whole(results):
