@@ -7,6 +7,7 @@ computed here that is not in the results already: no model, no data set and no w
     tables        tables on the terminal, numbers for W&B
     findings      results, read again for the report
     answer        the sentences of the report
+    preparation   what SAEs were given: rows, and what was left out
     drawing       looks of the figures
     plots         what is drawn in a figure
     figures       the figures, as PNG and SVG

@@ -22,6 +22,7 @@ from sae_utils.report.answer import (
 from sae_utils.report.drawing import CSS_NAMES, Chart, inline_svg
 from sae_utils.report.feature_data import browser_data
 from sae_utils.report.findings import Comparison, Findings, Spread, read_findings
+from sae_utils.report.preparation import exclusion_sentence, packing_sentences, packings, random_tokens_sentence
 from sae_utils.report.rounding import rounded
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -74,6 +75,10 @@ def render(findings: Findings) -> str:
         caution=caution_sentence(findings),
         diverged=diverged_sentence(findings),
         tokenized_again=tokenized_again_sentence(findings),
+        packings=packings(findings),
+        packing_sentences=packing_sentences(findings),
+        excluded=exclusion_sentence(findings),
+        random_tokens=random_tokens_sentence(findings),
         matrices=source_matrices(findings),
         charts=inline_charts(charts, findings),
         chart_names={chart.name for chart in charts},
@@ -109,6 +114,7 @@ def grid_facts(findings: Findings) -> list[tuple[str, str]]:
         ("Latents", _range([sae.get("n_latents") for sae in saes])),
         ("Active latents, k", _range([sae.get("k") for sae in saes])),
         ("Training tokens", _range([sae.get("n_train_tokens") for sae in saes])),
+        ("Training tokens kept", _range([sae.get("n_tokens_trained_on") for sae in saes if _has_less(sae)])),
         ("Held-out tokens", _range(n_eval)),
     ]
     return [(name, value) for name, value in facts if value]
@@ -172,6 +178,11 @@ def _matrix(
         for each, row in zip(members, cells, strict=True)
     ]
     return {"title": title, "unit": unit, "columns": columns, "rows": rows}
+
+
+def _has_less(sae: dict[str, Any]) -> bool:
+    """Whether an SAE is known to have learned from fewer tokens than it was shown."""
+    return sae.get("n_tokens_trained_on") not in (None, sae.get("n_train_tokens"))
 
 
 def _range(values: list[int | None]) -> str:
