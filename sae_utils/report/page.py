@@ -62,7 +62,7 @@ def render(findings: Findings) -> str:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    environment.filters |= {"exact": exact, "typeset": typeset, "rounded": rounded}
+    environment.filters |= {"exact": exact, "typeset": typeset}
     charts = figures.make_charts(findings)
     return environment.get_template("report.html.j2").render(
         css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),

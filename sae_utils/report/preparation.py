@@ -7,8 +7,8 @@ from sae_utils.exclusion import NORM
 from sae_utils.report.findings import Findings
 
 PACKING_RULES = {
-    2: "Every row begins with BOS; documents follow each other as BOS ... EOS (BOS alone where one token is both), what "
-    "does not fit goes on in the next row after another BOS, and special tokens are no targets of cross-entropy.",
+    2: "Every row begins with BOS; documents follow each other as BOS ... EOS (BOS alone where one token is both), "
+    "what does not fit goes on in the next row after another BOS, and special tokens are no targets of cross-entropy.",
 }
 """How documents were put into rows, by the number that records have for it."""
 

@@ -91,7 +91,7 @@ def test_saes_that_differ_in_what_is_left_out_are_named(tmp_path):
     by_seed = with_excluded(results, lambda sae: ["first"] if sae["layer"] == 7 or sae["seed"] == 1 else "")
     assert exclusion_sentence(by_seed) == (
         "Left out of training and of every measure, not the same for all SAEs: the first position of every sequence "
-        "(layer 7; layer 15, seed 1); not recorded (layer 15, seed 0 and 2). " + STAYS
+        "(layer 7; layer 15, seed 1); not recorded (layer 15, seeds 0, 2). " + STAYS
     )
 
 
