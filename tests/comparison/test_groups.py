@@ -69,7 +69,7 @@ def test_room_is_left_for_what_a_batch_needs(grid, monkeypatch):
     logits, pieces = 2 * 4 * n_tokens * vocab, 5 * 4 * n_tokens * vocab
     outputs, latents = (2 * 4 + 6 * 8) * n_tokens * 16, 2 * 4 * n_tokens * 48
     assert group.batch_bytes(saes, target) == logits + pieces + outputs + latents
-    needed = group.batch_bytes(saes, target) + 3 * 6_400  # for three SAEs
+    needed = group.batch_bytes(saes, target) + 3 * (6_400 + 24_576)  # for three SAEs and their counts
     for n_bytes, n_together in ((needed - 1, 2), (needed, 3)):
         monkeypatch.setattr(groups, "free_bytes", lambda device, n_bytes=n_bytes: math.ceil(n_bytes / 0.85))
         assert len(next(group.in_memory(saes, target))) == n_together

@@ -302,7 +302,7 @@ def test_saes_held_a_few_at_a_time_give_the_same_numbers(grid, monkeypatch, call
     before = everything()
     shutil.rmtree("results")
     monkeypatch.setattr(groups.Group, "batch_bytes", lambda group, saes, target: 0)
-    monkeypatch.setattr(groups, "free_bytes", lambda device: 16_000)  # two of 6,400 bytes fit 85 % of it
+    monkeypatch.setattr(groups, "free_bytes", lambda device: 80_000)  # two of 30,976 bytes fit 85 % of it
     compare_all()
     assert {len(keys) for step, *keys in calls if keys} == {1, 2}
     assert everything() == before
