@@ -67,6 +67,14 @@ def test_a_sequence_is_judged_by_itself():
         assert torch.equal(exclusion.keeps(IDS[row : row + 1], activations[row : row + 1])[0], together[row])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_to_be_noticed(value):
+    """Left out as too large, a broken model's activations would be gone without a word."""
+    activations = torch.ones(1, 4, 8)
+    activations[0, 2, 3] = value
+    assert Exclusion(has_first=True, max_norm=2).keeps(IDS[:1, :4], activations).tolist() == [[0, 1, 1, 1]]
+
+
 def test_number_formats_do_not_overflow():
     """A norm of 42,000, as BOS has in some models, has a square that float16 does not know."""
     activations = torch.ones(1, 4, 16, dtype=torch.float16)

@@ -12,6 +12,7 @@ from sae_utils.evaluation import random_tokens
 from sae_utils.evaluation.activations import Encoding, layer_outputs
 from sae_utils.evaluation.intervals import interval_of, resample_counts
 from sae_utils.evaluation.random_tokens import RandomFiring, known_ids, measure_random_firing, random_sequences
+from sae_utils.exclusion import NOTHING, Exclusion
 from sae_utils.sources.packing import Chunks
 from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig
 
@@ -45,22 +46,26 @@ def test_a_tenth_is_not_more_than_a_tenth_for_any_number_of_tokens():
 
 
 @pytest.mark.parametrize("kind", ["neox", "llama", "gpt2"])
-def test_same_as_a_plain_computation(kind, request):
-    """The first positions and what is beyond the budget are left out, however the sequences are batched."""
+@pytest.mark.parametrize("exclusion", [NOTHING, Exclusion(max_norm=1.1)])
+def test_same_as_a_plain_computation(kind, exclusion, request):
+    """First positions, what is beyond the budget, and what SAEs do not see are left out, in batches of any size."""
     loaded = load(request.getfixturevalue(kind))
     name = "h" if kind == "gpt2" else "layers"
     saes = make_saes(name)
     chunks = random_sequences(known_ids(loaded.tokenizer, loaded.model), bos_id=1, ctx_len=11, seed=0, n_tokens=57)
-    measured = measure_random_firing(loaded.model, saes, chunks, batch_size=4, n_tokens=57)
+    measured = measure_random_firing(loaded.model, saes, chunks, batch_size=4, n_tokens=57, exclusion=exclusion)
     ids = torch.from_numpy(chunks.tokens).long()
     for key, (hookpoint, sae) in saes.items():
-        x = layer_outputs(loaded.model, [hookpoint], ids)[hookpoint][:, 1:].flatten(0, 1)[:57]
+        x = layer_outputs(loaded.model, [hookpoint], ids)[hookpoint]
+        kept = exclusion.keeps(ids, x)[:, 1:].flatten()[:57]
         with torch.no_grad():
-            out = sae(x)
-        dense = torch.zeros(57, 40).scatter(1, out.latent_indices, out.latent_acts)
-        fake, fake_scale_free = (dense > 1.0).sum(0) > 5.7, (dense > 0).sum(0) > 5.7
+            out = sae(x[:, 1:].flatten(0, 1)[:57][kept])
+        n = int(kept.sum())
+        assert (n < 57) == (not exclusion.is_empty)
+        dense = torch.zeros(n, 40).scatter(1, out.latent_indices, out.latent_acts)
+        fake, fake_scale_free = (dense > 1.0).sum(0) > n / 10, (dense > 0).sum(0) > n / 10
         record = measured[key].record()
-        assert record["n_tokens"] == 57
+        assert record["n_tokens"] == n
         assert measured[key].is_fake.tolist() == fake.tolist()
         assert measured[key].random_rate == pytest.approx((dense > 1.0).double().mean(0).numpy())
         assert record["n_fake"] == fake.sum()
