@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sae_utils.evaluation.activations import Encoding, layer_outputs
 from sae_utils.evaluation.contexts import TopContexts, choose_latents, find_contexts, token_decoder
+from sae_utils.exclusion import NOTHING, Exclusion
 from sae_utils.sources.packing import Chunks
 from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig
 
@@ -55,7 +56,8 @@ def test_windows_are_full_and_hold_the_peak(peak, start):
 
 
 @pytest.mark.parametrize("kind", ["neox", "llama", "gpt2"])
-def test_same_as_a_plain_search(kind, request):
+@pytest.mark.parametrize("exclusion", [NOTHING, Exclusion(has_first=True, max_norm=1.1)])
+def test_same_as_a_plain_search(kind, exclusion, request):
     """Streamed against: all activations at once, every sequence's peak sorted."""
     loaded = load(request.getfixturevalue(kind))
     torch.manual_seed(0)
@@ -64,16 +66,16 @@ def test_same_as_a_plain_search(kind, request):
     tokens = np.random.default_rng(0).integers(3, len(loaded.tokenizer), (11, 40)).astype(np.int32)
     chosen = {0: [4, 0, 29], 1: list(range(30))}
     done = []
-    found = find_contexts(
-        loaded.model, saes, chosen, Chunks(tokens), loaded.tokenizer, batch_size=3, on_tokens=done.append
-    )
+    options = {"batch_size": 3, "exclusion": exclusion, "on_tokens": done.append}
+    found = find_contexts(loaded.model, saes, chosen, Chunks(tokens), loaded.tokenizer, **options)
     assert done == [120, 120, 120, 80]
     decode = token_decoder(loaded.tokenizer)
     for key, (hookpoint, sae) in saes.items():
         x = layer_outputs(loaded.model, [hookpoint], torch.from_numpy(tokens).long())[hookpoint]
         with torch.no_grad():
             out = sae(x.flatten(0, 1))
-        dense = torch.zeros(440, 30).scatter(1, out.latent_indices, out.latent_acts).view(11, 40, 30).numpy()
+        dense = torch.zeros(440, 30).scatter(1, out.latent_indices, out.latent_acts).view(11, 40, 30)
+        dense = dense.masked_fill(~exclusion.keeps(torch.from_numpy(tokens).long(), x)[..., None], 0.0).numpy()
         assert list(found[key]) == chosen[key]
         for latent, contexts in found[key].items():
             peaks = dense[:, :, latent].max(axis=1)

@@ -14,7 +14,8 @@ import torch
 from host_reads import HostReads
 from safetensors.torch import load_file
 
-from sae_utils.errors import NonFiniteError
+from sae_utils.distributed import Workers
+from sae_utils.errors import InputError, NonFiniteError
 from sae_utils.evaluation.activations import layer_outputs
 from sae_utils.exclusion import NOTHING, Exclusion
 from sae_utils.files import DamagedFileError
@@ -289,6 +290,22 @@ def test_saes_see_what_is_kept_and_nothing_else(neox, tmp_path, exclusion, grad_
         unfired[torch.cat([each.flatten() for each in fired[batches]])] = 0
         assert torch.equal(found, unfired)
     assert unfired.any()
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "n_parts", "is_cut_alike"), [(12, 4, True), (9, 4, False), (5, 4, False), (0, 2, False)]
+)
+def test_too_few_tokens_for_the_parts_of_a_batch_are_refused(neox, tmp_path, n_tokens, n_parts, is_cut_alike):
+    """PyTorch cuts 9 into three threes where four parts are asked for; other processes would wait for the fourth."""
+    trainer = make_trainer(neox, tmp_path, micro_acc_steps=n_parts)
+    assert (len(torch.zeros(n_tokens).chunk(n_parts)) == n_parts and n_tokens > 0) == is_cut_alike
+    trainer._check_parts(n_tokens)  # a process alone waits for nobody
+    trainer.workers = Workers(0, 2)
+    if is_cut_alike:
+        trainer._check_parts(n_tokens)
+    else:
+        with pytest.raises(InputError, match=f"{n_tokens} tokens .* too few for --micro_acc_steps {n_parts}"):
+            trainer._check_parts(n_tokens)
 
 
 def test_ids_left_out_are_sparsifys_excluded_tokens(neox, tmp_path):
