@@ -16,7 +16,13 @@ from sae_utils.comparison.groups import Group
 from sae_utils.comparison.results import Results, read_results
 from sae_utils.comparison.trained import TrainedSae
 from sae_utils.errors import NonFiniteError
-from sae_utils.evaluation.random_tokens import RandomFiring, known_ids, measure_random_firing, random_sequences
+from sae_utils.evaluation.random_tokens import (
+    RANDOM_DRAW,
+    RandomFiring,
+    known_ids,
+    measure_random_firing,
+    random_sequences,
+)
 from sae_utils.evaluation.reconstruction import LayerStatistics, measure_reconstruction
 from sae_utils.evaluation.splicing import measure_splices
 from sae_utils.generated_data import read_generation_record
@@ -24,12 +30,6 @@ from sae_utils.sources.catalog import Source
 from sae_utils.sparse_coders import are_finite
 
 logger = logging.getLogger(__name__)
-
-RANDOM_GENERATOR = "numpy.random.PCG64"
-"""What draws random tokens."""
-
-RANDOM_SEED = 0
-"""Seed of the random tokens: the same for all SAEs, so that their fake features compare."""
 
 
 def read_known(results_dir: Path, saes: Sequence[TrainedSae], sources: Mapping[tuple[str, str], Source]) -> Results:
@@ -138,7 +138,7 @@ def count_fakes(group: Group, results: Results) -> None:
         known_ids(target.tokenizer, target.model, group.exclusion),
         bos_id=target.bos_id,
         ctx_len=todo[0].run["settings"]["ctx_len"],
-        seed=RANDOM_SEED,
+        seed=RANDOM_DRAW["seed"],
         n_tokens=n_tokens,
     )
     for hooked in group.in_memory(todo, target):
@@ -153,7 +153,7 @@ def count_fakes(group: Group, results: Results) -> None:
                 on_tokens=bar.update,
             )
         for key, counted in firing.items():
-            about = {"n_drawn": n_tokens, "generator": RANDOM_GENERATOR, "seed": RANDOM_SEED}
+            about = {"n_drawn": n_tokens} | RANDOM_DRAW
             results.saes[key]["random_tokens"] = about | counted.record()
             results.changed.add(key[:2])
             _, source_name, layer, seed = key

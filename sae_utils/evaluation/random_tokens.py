@@ -27,6 +27,9 @@ from sae_utils.sparse_coders import SparseCoder
 N_TOKENS = 1_000_000
 """Random tokens counted."""
 
+RANDOM_DRAW = {"generator": "numpy.random.PCG64", "seed": 0}
+"""What draws random tokens: the same for all SAEs, so that their fake features compare. As records have it."""
+
 FAKE_ACTIVATION = 1.0
 """A latent counts as active on a random token above this."""
 

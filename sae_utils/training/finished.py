@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sae_utils.evaluation.random_tokens import RANDOM_DRAW
 from sae_utils.files import (
     check_files,
     checksum_files,
@@ -164,6 +165,7 @@ def run_record(
         "packing": {"rule": PACKING_RULE, **asdict(cell.packed.counts)},
         "n_train_tokens": cell.budget.n_train_tokens,
         "n_eval_tokens": cell.budget.n_eval_tokens,
+        "random_tokens": RANDOM_DRAW,
         "hookpoints": _by_layer_name(hookpoints),
         "saes": [record for record in records if record["seed"] == seed],
         "device": str(machines.device),

@@ -7,11 +7,16 @@ import torch
 from conftest import load
 from transformers import AutoModelForCausalLM
 
-from sae_utils.comparison.measuring import RANDOM_SEED
 from sae_utils.evaluation import random_tokens
 from sae_utils.evaluation.activations import Encoding, layer_outputs
 from sae_utils.evaluation.intervals import interval_of, resample_counts
-from sae_utils.evaluation.random_tokens import RandomFiring, known_ids, measure_random_firing, random_sequences
+from sae_utils.evaluation.random_tokens import (
+    RANDOM_DRAW,
+    RandomFiring,
+    known_ids,
+    measure_random_firing,
+    random_sequences,
+)
 from sae_utils.exclusion import NOTHING, Exclusion
 from sae_utils.sources.packing import Chunks
 from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig
@@ -152,5 +157,5 @@ def test_sequences_are_drawn_as_the_page_says():
     names = {"Generator": np.random.Generator, "PCG64": np.random.PCG64, "V": np.arange(3, 90, dtype=np.int32)}
     tokens = eval(line, names | {"n_sequences": 4, "ctx_len": 7})
     tokens[:, 0] = 1
-    drawn = random_sequences(names["V"], bos_id=1, ctx_len=7, seed=RANDOM_SEED, n_tokens=19)
+    drawn = random_sequences(names["V"], bos_id=1, ctx_len=7, seed=RANDOM_DRAW["seed"], n_tokens=19)
     assert drawn.tokens.tolist() == tokens.tolist()
