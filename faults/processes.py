@@ -24,6 +24,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tqdm import tqdm
+
 ROOT = Path(__file__).resolve().parent.parent
 
 GENERATE, TRAIN = "generate_datasets.py", "train_sae.py"
@@ -196,6 +198,8 @@ def begin(script: str, flags: list[str], folder: Path, output: Path, strike: Str
         strike: What is done to it.
     """
     command = shlex.join(["python", script, *flags])
+    for end in (".out", ".err"):  # here, as a process that is killed at once makes none
+        output.with_suffix(end).write_text("")
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -211,6 +215,7 @@ def _run_forked(script: str, flags: list[str], folder: Path, output: Path, strik
         resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
         gc.freeze()  # what was imported is not garbage: looking through all of it took most of a training's time
         atexit._clear()  # what the parent has to do at its end is not done here
+        tqdm.set_lock(threading.RLock())  # its own is shared with all forks: who is killed holding it stops them all
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         _redirect(output)
