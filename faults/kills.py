@@ -5,6 +5,7 @@ and SIGHUP ask a run to stop: it says in one line how to go on, in time, with th
 """
 
 import signal
+import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -68,15 +69,18 @@ def ask_to_stop(trial: Trial, *, step: Step, number: signal.Signals) -> str:
     trial.start_from(step.before)
     delay = trial.rng.uniform(0.05, 0.9) * trial.study.measure(step).sec
     running = trial.begin_step(step)
+    running.wait_until(lambda: running.can_be_asked)
+    began = time.monotonic()
     running.wait_until(lambda: False, sec=delay)
     running.send(number)
-    trial.note(f"# {number.name} after {delay:.3f} s")
+    asked = time.monotonic()
+    trial.note(f"# {number.name} {asked - began:.3f} s after it could be asked")
     ending = running.wait()
     if ending.code != 0:  # it was not over before
         check_no_traceback(ending)
         if ending.code != ASKING[number]:
             raise Failure(f"exit code {ending.code} after {number.name}, expected {ASKING[number]}: {ending.err!r}")
-        if (sec := ending.sec - delay) > MOST_SEC_TO_STOP:
+        if (sec := running.ended - asked) > MOST_SEC_TO_STOP:
             raise Failure(f"{sec:.1f} s from {number.name} to the end, more than {MOST_SEC_TO_STOP:.0f}")
         if ending.err.count("\n") != 1 or "same command" not in ending.err:
             raise Failure(f"{number.name} should be answered by one line that says how to go on, got {ending.err!r}")

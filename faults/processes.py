@@ -134,6 +134,13 @@ class Running:
                 self._status, self.ended = status, time.monotonic()
         return self._status is not None
 
+    @property
+    def can_be_asked(self) -> bool:
+        """Whether the script has come so far that it answers signals; before, SIGTERM ends it as it ends others."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        caught = int(re.search(r"^SigCgt:\s*([0-9a-f]+)", status, re.MULTILINE)[1], base=16)
+        return bool(caught >> (signal.SIGTERM - 1) & 1)
+
     def send(self, number: signal.Signals) -> None:
         """Send a signal, unless it is over."""
         if not self.has_ended:
