@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # their import takes seconds, which --help does not need
     from sae_utils.comparison.trained import Damaged, TrainedSae
     from sae_utils.distributed import Workers
     from sae_utils.sources.packs import Packs
+    from sae_utils.training.cells import Cell
     from sae_utils.training.grid import GridChoice
     from sae_utils.training.settings import TrainingSettings
     from sae_utils.training.wandb_login import Tracking
@@ -135,6 +136,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="train nothing; measure and compare all finished SAEs in --checkpoint_dir on all their sources",
     )
     comparison.add_argument(
+        "--pairs",
+        nargs="+",
+        choices=["within", "between", "same_seed"],
+        default=["within", "between", "same_seed"],
+        help="SAEs of a target and layer that are matched: within a source (other seeds), between two sources (other "
+        "seeds), of two sources from the same seed",
+    )
+    comparison.add_argument(
         "--random_tokens", type=int, default=1_000_000, help="random tokens on which fake features are counted"
     )
     comparison.add_argument(
@@ -204,10 +213,13 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     Raises:
         InputError: If a setting or an input has to be changed.
     """
+    from sae_utils.comparison.across import sum_up
+    from sae_utils.comparison.coactivation import compare_codes
     from sae_utils.comparison.features import describe_features
     from sae_utils.comparison.groups import ComparisonSettings, group_saes
     from sae_utils.comparison.measuring import measure, read_known
-    from sae_utils.comparison.pairs import match_seeds
+    from sae_utils.comparison.pairs import count_by_size, describe_pairs, match_pairs
+    from sae_utils.comparison.stability import measure_stability
     from sae_utils.comparison.trained import check_none_left_out, find_all_trained, find_trained
     from sae_utils.comparison.whereabouts import Whereabouts, find_sources_of
     from sae_utils.devices import choose_dtype
@@ -233,6 +245,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     if args.eval_only:
         saes, damaged = find_all_trained(args.checkpoint_dir)
         plan = f"{len(saes)} finished SAEs in {args.checkpoint_dir}"
+        pairs = count_by_size(saes, args.pairs)
     else:
         choice, settings = grid_choice(args), training_settings(args)
         checkpoints = Checkpoints(args.checkpoint_dir, args.save_every, args.overwrite)
@@ -241,8 +254,11 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         cells = plan_grid(choice, settings, choose_dtype(args.dtype, device), device, workers)
         machines = find_machines(device, workers, **distribution)
         plan = describe_grid(cells, choice.seeds, machines, checkpoints.folder)
+        pairs = pairs_of_grid(cells, choice.seeds, args.pairs)
     if workers.is_main and (args.dry_run or not args.quiet):
         print(plan, flush=True)
+    if workers.is_main and args.dry_run and not args.train_only:
+        print(describe_pairs(pairs, device, workers.n), flush=True)
     if not args.eval_only:
         check_room(cells, choice.seeds, machines, checkpoints)
     if args.dry_run:
@@ -251,22 +267,44 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     # 2. Train each cell: layers and seeds in one pass of the target model.
     if not args.eval_only:
         saes = find_trained(train_grid(cells, choice.seeds, machines, checkpoints, tracking, quiet=args.quiet))
-    if args.train_only or not workers.is_main:
+    if args.train_only:
         return
 
-    # 3. Measure every SAE on every source and on random tokens.  4. Match every two that differ in the seed alone, and
-    # see what their latents fire on. One target after the other, as each is loaded once.
+    # 3. Measure every SAE on every source and on random tokens.  4. Match them with each other, across seeds and
+    # sources, which all processes share, and see what their latents fire on. One target after the other.
     sources = find_sources_of(saes, where)
     results = read_known(args.results_dir, saes, sources)
     for group in group_saes(saes, sources, comparison):
-        measure(group, results)
-        match_seeds(group.saes, results, device)
-        describe_features(group, results)
+        if workers.is_main:
+            measure(group, results)
+        match_pairs(group.saes, results, device, kinds=args.pairs, workers=workers)
+        if workers.is_main:
+            compare_codes(group, results)
+            measure_stability(group, results)
+            describe_features(group, results)
+    if not workers.is_main:
+        return
     results.save()
 
-    # 5. Report: figures, a page, tables, W&B.
+    # 5. Sum up: do features come back from another text as often as from the same one?  6. Report: figures, a page,
+    # tables, W&B.
+    sum_up(results)
+    results.save()
     report(results, saes, tracking, exports_to=args.checkpoint_dir if args.export else None)
     check_none_left_out(damaged)
+
+
+def pairs_of_grid(cells: "Sequence[Cell]", seeds: Sequence[int], kinds: Sequence[str]) -> dict[tuple[int, int], int]:
+    """How many pairs of SAEs of these kinds the grid has, by `(d_model, n_latents)`."""
+    from sae_utils.comparison.pairs import count_pairs
+
+    counts: dict[tuple[int, int], int] = {}
+    for target in dict.fromkeys(cell.target.name for cell in cells):
+        members = [cell for cell in cells if cell.target.name == target]
+        size = members[0].target.d_model, members[0].target.n_latents
+        n_pairs = len(members[0].settings.layers) * count_pairs(len(members), len(seeds), kinds)
+        counts[size] = counts.get(size, 0) + n_pairs
+    return counts
 
 
 def check_places(args: argparse.Namespace) -> None:

@@ -37,6 +37,9 @@ PLACEHOLDERS = {
     "quantile": r"0\.\d+",
     "threshold": r"0\.\d",
     "n": r"\d",
+    "times": r"\d+",
+    "rate": r"never|0|0\.\d+|1e-05",
+    "source": r"tiny|corpus",
 }
 """What stands for `<...>` in a field's name."""
 
@@ -57,7 +60,7 @@ def study(tmp_path_factory) -> Path:
         Path("corpus.txt").write_text("\n".join(f"the quick brown fox number {i} jumps over it" for i in range(400)))
         sample = ["--models", "./tiny", "--max_length", "40", "--quiet"]
         generate_datasets.main([*sample, "--num_tokens", "2505"])  # in the middle of a sample
-        compare = ["--random_tokens", "500", "--export", "saelens", "--text_datasets", "corpus.txt"]
+        compare = ["--random_tokens", "500", "--export", "saelens", "--text_datasets", "corpus.txt", "--num_seeds", "3"]
         train_sae.main([*TRAIN, *compare])
         kill_after(
             "samples_*", generate_datasets.main, [*sample, "--n", "40", "--batch_size", "8", "--output_dir", "growing"]
@@ -186,7 +189,7 @@ def compare_arrays(arrays: dict[str, np.ndarray], types: dict[str, str]) -> None
     found = {}
     for name, array in arrays.items():
         (matching,) = (each for each in types if re.fullmatch(as_pattern(each), name))
-        found[matching] = f"{array.dtype} {array.ndim}"
+        found[matching] = f"{'text' if array.dtype.kind == 'U' else array.dtype} {array.ndim}"
     spelled = {name: re.fullmatch(r"(\w+) `\((.*)\)`", kind).groups() for name, kind in types.items()}
     axes = {name: len([axis for axis in shape.split(",") if axis]) for name, (_, shape) in spelled.items()}
     assert found == {name: f"{dtype} {axes[name]}" for name, (dtype, _) in spelled.items()}
@@ -354,8 +357,12 @@ def test_weights_are_those_that_are_documented(path, heading, number):
     [
         ("results/details/tiny_from_tiny_layers.0.npz", "`<cell>_layers.<layer>.npz`"),
         (
-            "results/details/floor_16_48_seeds_0_1_cpu.npz",
-            "`floor_<d_model>_<n_latents>_seeds_<seed>_<seed_b>_<device>.npz`",
+            "results/details/floors/16_48_seeds_0_1_cpu.npz",
+            "`<d_model>_<n_latents>_seeds_<seed>_<seed_b>_<device>.npz`",
+        ),
+        (
+            "results/details/tiny_layers.0.pairs/corpus_seed_0_with_tiny_seed_1.npz",
+            "`<source>_seed_<seed>_with_<source_b>_seed_<seed_b>.npz`",
         ),
     ],
 )
@@ -393,11 +400,20 @@ def test_every_number_is_defined():
     assert numbers(sae["evaluations"][0], *about) == defined("Per SAE and source, on held-out tokens")
     assert numbers(sae["evaluations"][0]["by_position"][0], "first", "last") == defined("By position")
     assert numbers(sae["random_tokens"], "n_drawn", "generator", "seed") == defined("Per SAE, on random tokens")
-    assert numbers(pair, "weights_fingerprints") == defined("Per pair of seeds")
+    about = {"source_b", "kind", "weights_fingerprints", "by_firing_rate", "unstable", "codes"}
+    assert numbers(pair, *about) == defined("Per pair of SAEs")
+    assert numbers(next(iter(pair["by_firing_rate"].values()))) == defined("By firing rate")
+    assert numbers(pair["unstable"]) == defined("Directions that are not found again")
+    assert numbers(pair["codes"], "tokens") == defined("What matched latents do")
+    assert numbers(sae["stability"], "elsewhere", "of") == defined("Per latent")
+    assert numbers(sae["stability"]["elsewhere"]["tiny"]) == defined("In other sources")
+    about = {"source_b", "n_latents", "of", "kind", "measure"}
+    assert numbers(metrics["agreements"][0], *about) == defined("Agreement of sources")
+    assert numbers(metrics["contrasts"][0], *about) == defined("Between sources and within them")
     assert set(quality) == defined("Of a generated data set")
     about = {"path", "d_model", "n_latents", "k", "n_train_tokens", "weights_fingerprint"}
     about |= {"n_tokens_trained_on", "exclude", "packing"}
-    assert numbers(sae, "evaluations", "random_tokens", *about) == defined("Of the weights")
+    assert numbers(sae, "evaluations", "random_tokens", "stability", *about) == defined("Of the weights")
     assert {name.split("/")[0] for name in documented("`metrics.jsonl`")} - {"tokens"} == defined("While training")
 
 

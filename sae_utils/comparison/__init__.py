@@ -1,4 +1,4 @@
-"""Finished SAEs measured on every source, and matched with each other across seeds.
+"""Finished SAEs measured on every source, and matched with each other across seeds and sources.
 
 In: the folders that training left, and the sources that they name. Out: `metrics.json`, `metrics.csv` and arrays per
 latent, to which every run adds what is not known yet. Its files in the order of use:
@@ -8,9 +8,14 @@ latent, to which every run adds what is not known yet. Its files in the order of
     results         metrics.json, metrics.csv and arrays
     groups          SAEs that are measured together, as many at a time as memory allows
     measuring       every SAE on every source and on random tokens
-    pairs           every two seeds, matched
-    stability       agreement of two SAEs
+    pairs           every two SAEs of a target and layer, matched
+    agreement       how much of one SAE comes back in another
     matching        exact one-to-one matching of directions
+    subspaces       do directions come back together that do not come back alone?
+    floors          the same of untrained SAEs
+    coactivation    what matched latents do on the same tokens
+    stability       how often each latent comes back, and what those that do are worth
+    across          agreement between sources held against that within them
     features        what the feature browser shows of each SAE
     saelens_export  SAEs in SAELens' format
 """

@@ -1,6 +1,5 @@
 """What the feature browser shows of each SAE: some of its latents, their best matches, and what they fire on."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 
 from sae_utils.comparison.groups import Group
 from sae_utils.comparison.measuring import converged
+from sae_utils.comparison.pairs import WITHIN, pairs_of
 from sae_utils.comparison.results import Results, remeasure
 from sae_utils.comparison.trained import TrainedSae
 from sae_utils.evaluation.contexts import HOW_CHOSEN, choose_latents, find_contexts
@@ -19,6 +19,9 @@ N_SHOWN = 300
 
 Arrays = Mapping[str, np.ndarray]
 """Arrays of one target, source and layer, by name."""
+
+Pairs = Mapping[tuple[int, int], Arrays]
+"""By two seeds, the arrays of the pair."""
 
 
 def describe_features(group: Group, results: Results) -> None:
@@ -34,23 +37,32 @@ def describe_features(group: Group, results: Results) -> None:
             "n_random_tokens": group.settings.n_random_tokens,
         }
         if not are_known(path, about):
-            seeds = describe_layer(group, members, results.arrays(group.name, source, layer))
-            write_record(path, about | {"seeds": seeds})
+            arrays = results.arrays(group.name, source, layer)
+            pairs = matched_pairs(members, results)
+            write_record(path, about | {"seeds": describe_layer(group, members, arrays, pairs)})
 
 
-def describe_layer(group: Group, members: Sequence[TrainedSae], arrays: Arrays) -> dict[str, list[dict[str, Any]]]:
+def matched_pairs(members: Sequence[TrainedSae], results: Results) -> Pairs:
+    """What is known of every two of the SAEs of one source and layer, as far as they were matched."""
+    keys = [pair.key for pair in pairs_of(members, (WITHIN,)) if pair.key in results.pairs]
+    return {(key[3], key[5]): results.pair_arrays(key) for key in keys}
+
+
+def describe_layer(
+    group: Group, members: Sequence[TrainedSae], arrays: Arrays, pairs: Pairs
+) -> dict[str, list[dict[str, Any]]]:
     """Latents of the SAEs of one source and layer, with their contexts in the tokens held out of that source.
 
     Args:
         group: What the SAEs are measured with.
         members: The SAEs, one per seed.
         arrays: What was measured of them.
+        pairs: What was measured of every two.
 
     Returns:
         By seed, in the form that JSON has for it.
     """
-    seeds = [sae.seed for sae in members]
-    matches = {seed: best_matches(seed, seeds, arrays) for seed in seeds}
+    matches = {sae.seed: best_matches(sae.seed, pairs) for sae in members}
     chosen = {
         sae.key: choose_latents(
             arrays[f"firing_rate_{sae.seed}"],
@@ -83,17 +95,17 @@ def describe_layer(group: Group, members: Sequence[TrainedSae], arrays: Arrays) 
     return described
 
 
-def best_matches(seed: int, seeds: Sequence[int], arrays: Arrays) -> dict[str, np.ndarray] | None:
-    """For each latent of a seed, the best of its matches in the others of these seeds; None if there is no other.
+def best_matches(seed: int, pairs: Pairs) -> dict[str, np.ndarray] | None:
+    """For each latent of a seed, the best of its matches in the other seeds; None if there is no other.
 
     Returns:
         `cosine`, `partner` and `partner_seed`, each `(n_latents,)`.
     """
     best: dict[str, np.ndarray] | None = None
-    for first, second in itertools.combinations(sorted(seeds), 2):
+    for (first, second), arrays in sorted(pairs.items()):
         if seed not in (first, second):
             continue
-        partner, cosine = arrays[f"partner_{first}_{second}"], arrays[f"cosine_{first}_{second}"]
+        partner, cosine = arrays["partner"], arrays["cosine"]
         if seed == second:  # the matching is one to one: read it from the other side
             order = np.argsort(partner)
             partner, cosine = order.astype(np.int32), cosine[order]

@@ -35,8 +35,15 @@ n_latents times this below the optimum."""
 RESOLUTION = 2**30
 """Steps per unit that cosines are rounded to for the solver, far finer than float32's."""
 
+SHARED_ABOVE = 0.7
+"""Cosine above which two latents count as the same feature. Source: Cho et al. 2025; Paulo & Belrose 2025."""
+
 HALF_ROUNDING = 2.0**-12
 """Largest error of a number in [-1, 1] that is kept in float16."""
+
+LEAST_ROWS = 4
+"""Rows of the problem that the solver is given, some of which may have no choice: of two rows alone, OR-Tools 9.15 says
+now and then that they cannot be matched."""
 
 N_ADDED_PER_ROW = 8
 """Most pairs that a row adds per round, where many are missing."""
@@ -57,6 +64,12 @@ class Matching:
 
     cosine: np.ndarray
     """float32 `(n_latents,)`: cosine of the two."""
+
+    best: np.ndarray
+    """float32 `(n_latents,)`: highest cosine of each row of the first matrix with any row of the second."""
+
+    best_b: np.ndarray
+    """float32 `(n_latents,)`: the same for the rows of the second."""
 
 
 @torch.no_grad()
@@ -82,7 +95,7 @@ def match_rows(
     a, b = _unit_rows(a), _unit_rows(b)
     on_status(f"all cosines of {len(a):,} x {len(a):,}")
     with _full_precision():
-        cosines, pairs = _multiply(a, b, n_candidates)
+        cosines, pairs, best, best_b = _multiply(a, b, n_candidates)
     column_prices = np.zeros(pairs.n)
     while True:
         partner = _solve(pairs)
@@ -94,7 +107,16 @@ def match_rows(
         n_added = len(pairs.key) - n_before
         on_status(f"total cosine {matched.sum():,.4f} over {n_before:,} pairs, {n_added:,} to be added")
         if n_added == 0:
-            return Matching(partner, matched.astype(np.float32))
+            return Matching(partner, matched.astype(np.float32), best, best_b)
+
+
+def share_above(cosine: np.ndarray, threshold: float) -> float:
+    """Share of cosines that are greater than the threshold.
+
+    >>> share_above(np.array([0.9, 0.7, 0.2, 0.8]), 0.7)
+    0.5
+    """
+    return float((cosine > threshold).mean())
 
 
 @dataclass
@@ -123,10 +145,11 @@ class _Pairs:
         return np.searchsorted(self.key, np.arange(self.n + 1) * self.n)
 
 
-def _multiply(a: Tensor, b: Tensor, n_candidates: int) -> tuple[Tensor, _Pairs]:
+def _multiply(a: Tensor, b: Tensor, n_candidates: int) -> tuple[Tensor, _Pairs, np.ndarray, np.ndarray]:
     """All cosines `(n, n)` in float16, and the pairs to begin with: the best of every row and every column.
 
-    Pairs (i, i) are among them, so that there is a matching at all.
+    Pairs (i, i) are among them, so that there is a matching at all. Then the highest cosine of every row, and of every
+    column, float32 `(n,)`.
     """
     n, n_best = len(a), min(n_candidates, len(a))
     cosines = torch.empty(n, n, dtype=torch.float16, device=a.device)
@@ -146,7 +169,8 @@ def _multiply(a: Tensor, b: Tensor, n_candidates: int) -> tuple[Tensor, _Pairs]:
     values.append(best_of_columns)
     pairs = _Pairs(n)
     pairs.add(*(torch.cat([piece.flatten() for piece in each]).cpu().numpy() for each in (keys, values)))
-    return cosines, pairs
+    best_of_rows = torch.cat([of_block[:, 0] for of_block in values[1:-1]])  # `topk` sorts
+    return cosines, pairs, best_of_rows.cpu().numpy(), best_of_columns[:, 0].cpu().numpy()
 
 
 def _solve(pairs: _Pairs) -> np.ndarray:
@@ -158,6 +182,8 @@ def _solve(pairs: _Pairs) -> np.ndarray:
     costs = (-pairs.cosine * RESOLUTION).astype(np.int64)
     problem = SimpleLinearSumAssignment()
     problem.add_arcs_with_cost((pairs.key // pairs.n).astype(np.int32), (pairs.key % pairs.n).astype(np.int32), costs)
+    for extra in range(pairs.n, LEAST_ROWS):
+        problem.add_arc_with_cost(extra, extra, 0)
     status = problem.solve()
     assert status == problem.OPTIMAL, status  # there are pairs (i, i), and costs are far from overflowing
     return np.array([problem.right_mate(row) for row in range(pairs.n)])

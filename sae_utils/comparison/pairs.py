@@ -1,71 +1,207 @@
-"""Every two SAEs that differ in the seed alone, matched with each other; what is known is not matched again."""
+"""Every two SAEs of a target and layer, matched with each other: across seeds, across sources, and across both.
+
+Pairs are shared out over the processes that work together. What came out of one is written as soon as it is matched,
+with all that its record has, so that a run that was stopped goes on with the next pair.
+"""
 
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from sae_utils.comparison.measuring import converged
-from sae_utils.comparison.results import Results, pair_key, read_arrays, write_arrays
-from sae_utils.comparison.stability import Floor, compare_dictionaries, directions, untrained_floor
+from sae_utils.comparison.agreement import compare_dictionaries, directions
+from sae_utils.comparison.floors import floor_of
+from sae_utils.comparison.matching import match_rows
+from sae_utils.comparison.results import PairKey, Results, pair_key
 from sae_utils.comparison.trained import TrainedSae
-from sae_utils.sparse_coders import SparseCoder
+from sae_utils.devices import is_here
+from sae_utils.distributed import Workers
 
 logger = logging.getLogger(__name__)
+
+TIMED_ROWS = 2048
+"""Rows of the matching that is timed for an estimate: less than a second."""
 
 STATUS_INTERVAL_SEC = 20.0
 """Time between status lines of a matching."""
 
+ALONE = Workers()
+"""This process and no other."""
 
-def match_seeds(saes: Sequence[TrainedSae], results: Results, device: torch.device) -> None:
-    """Add the agreement of every two seeds of a target, source and layer, all of them measured, to the results.
+WITHIN, BETWEEN, SAME_SEED = "within", "between", "same_seed"
 
-    SAEs that have diverged have no directions to be matched.
+KINDS = {
+    WITHIN: "the same source, another seed",
+    BETWEEN: "another source, another seed",
+    SAME_SEED: "another source, the same seed, so that the two began as one",
+}
+"""What a pair of SAEs of one target and layer can have in common."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two SAEs of one target and layer, in the order of their sources and seeds."""
+
+    a: TrainedSae
+    b: TrainedSae
+
+    @property
+    def key(self) -> PairKey:
+        """Target, source, layer and seed of the first, source and seed of the second."""
+        return (*self.a.key, self.b.record["source"], self.b.seed)
+
+    @property
+    def kind(self) -> str:
+        """A name of `KINDS`."""
+        if self.a.record["source"] == self.b.record["source"]:
+            return WITHIN
+        return SAME_SEED if self.a.seed == self.b.seed else BETWEEN
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Of the weights of both."""
+        return [self.a.weights_fingerprint, self.b.weights_fingerprint]
+
+    def __str__(self) -> str:
+        ends = [f"{sae.record['source']} seed {sae.seed}" for sae in (self.a, self.b)]
+        return f"{self.a.record['target']} layer {self.a.layer}: {' and '.join(ends)}"
+
+
+def pairs_of(saes: Sequence[TrainedSae], kinds: Collection[str] = tuple(KINDS)) -> list[Pair]:
+    """The pairs of these kinds, by target, layer, sources and seeds.
+
+    SAEs of another size have no one-to-one matching: they are no pair.
     """
-    for a, b in itertools.combinations(converged(saes, results), 2):
-        if a.key[:3] == b.key[:3] and (*a.key, b.seed) not in results.pairs:
-            match_pair(a, b, results, device)
+    by_size: dict[tuple, list[TrainedSae]] = {}
+    for sae in sorted(saes, key=lambda sae: (sae.record["target"], sae.layer, sae.record["source"], sae.seed)):
+        size = sae.record["d_model"], sae.record["n_latents"]
+        by_size.setdefault((sae.record["target"], sae.layer, *size), []).append(sae)
+    pairs = [Pair(a, b) for members in by_size.values() for a, b in itertools.combinations(members, 2)]
+    return [pair for pair in pairs if pair.kind in kinds]
 
 
-def match_pair(a: TrainedSae, b: TrainedSae, results: Results, device: torch.device) -> None:
-    """Match two seeds of a target, source and layer, and write what came out."""
-    logger.info("matching %s, layer %d, seeds %d and %d", a.record["source"], a.layer, a.seed, b.seed)
-    arrays = results.arrays(*a.key[:3])
+def match_pairs(
+    saes: Sequence[TrainedSae],
+    results: Results,
+    device: torch.device,
+    *,
+    kinds: Collection[str] = tuple(KINDS),
+    workers: Workers = ALONE,
+) -> None:
+    """Add the agreement of every two SAEs, all of them measured, to the results, where it is not known.
+
+    All processes come here; only the main one needs the results, and has them afterwards. SAEs that have diverged have
+    no directions to be matched.
+
+    Args:
+        saes: Of one target.
+        results: What is known; the folder is all that processes other than the main one look at.
+        device: Where this process computes.
+        kinds: Names of `KINDS`.
+        workers: The processes that share the work.
+    """
+    pairs = {pair.key: pair for pair in pairs_of(saes, kinds)}
+    todo = workers.agree(_not_known(pairs, results) if workers.is_main else None)
+    mine, began = todo[workers.rank :: workers.n], time.monotonic()
+    for n_done, key in enumerate(mine):
+        about = f"{pairs[key]} (pair {n_done + 1} of {len(mine)}{_left(began, n_done, len(mine))})"
+        logger.info("matching %s", about)
+        match_pair(pairs[key], results, device)
+    workers.wait()
+    if workers.is_main:
+        for key in todo:
+            results.take_in_pair(key, pairs[key].fingerprints)
+        results.save()
+
+
+def match_pair(pair: Pair, results: Results, device: torch.device) -> None:
+    """Match two SAEs, and write what came out beside the results."""
+    a, b = pair.a, pair.b
+    on_status = _now_and_then()
     sae_a, sae_b = (sae.load(device) for sae in (a, b))
     agreement = compare_dictionaries(
         directions(sae_a),
         directions(sae_b),
-        floor_of(sae_a, (a.seed, b.seed), results.folder, device),
-        live_a=arrays[f"firing_rate_{a.seed}"] > 0,
-        live_b=arrays[f"firing_rate_{b.seed}"] > 0,
-        on_status=_now_and_then(),
+        floor := floor_of(sae_a, (a.seed, b.seed), results.folder, device, on_status=on_status),
+        rates_a=results.arrays(*a.key[:3])[f"firing_rate_{a.seed}"],
+        rates_b=results.arrays(*b.key[:3])[f"firing_rate_{b.seed}"],
+        on_status=on_status,
     )
-    pair = f"{a.seed}_{b.seed}"
+    matching = agreement.matching
     found = {
-        f"partner_{pair}": agreement.partner,
-        f"cosine_{pair}": agreement.cosine,
-        f"floor_cosine_{pair}": agreement.floor_cosine,
+        "partner": matching.partner.astype(np.int32),
+        "cosine": matching.cosine,
+        "best": matching.best,
+        "best_b": matching.best_b,
+        "floor_cosine": floor.cosine,
     }
-    results.add_arrays(*a.key[:3], **found)
-    results.changed.add(a.key[:2])
-    about = {"target": a.key[0], "source": a.key[1], "layer": a.layer, "seed": a.seed, "seed_b": b.seed}
-    fingerprints = {"weights_fingerprints": [a.weights_fingerprint, b.weights_fingerprint]}
-    results.pairs[pair_key(about)] = about | agreement.record | fingerprints
-    results.save()
+    names = "target", "source", "layer", "seed", "source_b", "seed_b"
+    about = dict(zip(names, pair.key, strict=True)) | {"kind": pair.kind, "weights_fingerprints": pair.fingerprints}
+    assert pair_key(about) == pair.key
+    results.write_pair(about | agreement.record, found)
 
 
-def floor_of(sae: SparseCoder, seeds: tuple[int, int], results_dir: Path, device: torch.device) -> Floor:
-    """Agreement of the untrained SAEs of this size and these seeds; matched once and kept."""
-    shape = f"{sae.d_in}_{sae.num_latents}_seeds_{seeds[0]}_{seeds[1]}_{device.type}"
-    path = results_dir / "details" / f"floor_{shape}.npz"
-    if not path.exists():
-        floor = untrained_floor(sae.d_in, sae.cfg, seeds, device=device)
-        write_arrays(path, {"cosine": floor.cosine, "sfr": floor.sfr, "mean_cosine": floor.mean_cosine})
-    stored = read_arrays(path)
-    return Floor(float(stored["sfr"]), float(stored["mean_cosine"]), stored["cosine"])
+def count_by_size(saes: Sequence[TrainedSae], kinds: Collection[str] = tuple(KINDS)) -> dict[tuple[int, int], int]:
+    """Pairs of these kinds by the size of their SAEs, `(d_model, n_latents)`."""
+    return Counter((pair.a.record["d_model"], pair.a.record["n_latents"]) for pair in pairs_of(saes, kinds))
+
+
+def count_pairs(n_sources: int, n_seeds: int, kinds: Collection[str] = tuple(KINDS)) -> int:
+    """Pairs of these kinds among the SAEs of one target and layer.
+
+    >>> count_pairs(4, 3), count_pairs(4, 3, ["within"]), count_pairs(4, 3, ["same_seed"])
+    (66, 12, 18)
+    """
+    of_seeds, of_sources = n_seeds * (n_seeds - 1) // 2, n_sources * (n_sources - 1) // 2
+    counts = {WITHIN: n_sources * of_seeds, BETWEEN: of_sources * 2 * of_seeds, SAME_SEED: of_sources * n_seeds}
+    return sum(counts[kind] for kind in set(kinds))
+
+
+def describe_pairs(counts: Mapping[tuple[int, int], int], device: torch.device, n_workers: int) -> str:
+    """How many pairs there will be, and how long they take, in a line of the plan.
+
+    Args:
+        counts: Pairs by the size of their SAEs, `(d_model, n_latents)`.
+        device: Where this process computes; a small matching is timed there, if PyTorch sees it.
+        n_workers: Processes that share them.
+    """
+    n = sum(counts.values())
+    shares = f", shared by {n_workers} processes" if n_workers > 1 else ""
+    if n == 0 or not is_here(device):
+        return f"{n:,} pairs of SAEs to be matched{shares}"
+    sec = sum(count * estimate_sec(*size, device) for size, count in counts.items()) / n_workers
+    span = f"{sec / 3600:.1f} h" if sec >= 3600 else f"{sec / 60:.1f} min"
+    return f"{n:,} pairs of SAEs to be matched{shares}, about {span} as a small one takes on this machine now"
+
+
+def estimate_sec(d_model: int, n_latents: int, device: torch.device) -> float:
+    """Time to match two SAEs of this size, decoder and encoder rows: a smaller one's, by the square of their sizes."""
+    n_timed = min(n_latents, TIMED_ROWS)
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(n_timed, d_model, generator=generator).to(device) for _ in range(2)]
+    began = time.monotonic()
+    match_rows(*rows)
+    return 2 * (time.monotonic() - began) * (n_latents / n_timed) ** 2
+
+
+def _not_known(pairs: dict[PairKey, Pair], results: Results) -> list[PairKey]:
+    """Keys of the pairs that are neither in the results nor on disk from a run that was stopped."""
+    keys = {sae.key for pair in pairs.values() for sae in (pair.a, pair.b)}
+    alive = {key for key in keys if not results.saes[key]["is_diverged"]}
+    wanted = [pair for pair in pairs.values() if {pair.a.key, pair.b.key} <= alive and pair.key not in results.pairs]
+    return [pair.key for pair in wanted if not results.take_in_pair(pair.key, pair.fingerprints)]
+
+
+def _left(began: float, n_done: int, n: int) -> str:
+    """How long the rest will take, once there is one to tell by."""
+    if not n_done:
+        return ""
+    return f", about {(time.monotonic() - began) / n_done * (n - n_done) / 60:.1f} min left"
 
 
 def _now_and_then() -> Callable[[str], None]:

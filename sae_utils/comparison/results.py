@@ -1,7 +1,7 @@
 """The results of all comparisons: `metrics.json`, the same as a tidy `metrics.csv`, and arrays for figures.
 
-metrics.json holds `{"schema": 3, "saes": [...], "pairs": [...], "datasets": [...]}`: one record per SAE with what was
-measured on each source's held-out tokens (`evaluations`) and on random tokens, one per pair of seeds, one per source.
+metrics.json holds `{"schema": 4, "saes": [...], "pairs": [...], "datasets": [...]}`: one record per SAE with what was
+measured on each source's held-out tokens (`evaluations`) and on random tokens, one per pair of SAEs, one per source.
 Every record says which weights it was measured on, so that nothing is measured twice and nothing old is kept.
 
 Several runs may share a folder: each adds what it is about to what stands there, one after the other.
@@ -9,6 +9,7 @@ Several runs may share a folder: each adds what it is about to what stands there
 
 import csv
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,15 +31,27 @@ from sae_utils.files import (
 from sae_utils.locks import LONG_PATIENCE_SEC, Lock
 from sae_utils.paths import cell_name
 
-SCHEMA = 3
+SCHEMA = 4
+
+READABLE = (3, 4)
+"""Schemas whose SAEs are read; pairs of schema 3 lack numbers, and are matched again."""
+
+PAIR_RECORD = "record"
+"""Name under which the archive of a pair has its record, as JSON."""
 
 PAGE_SIGN = "<title>SAE comparison"
 """What every page of ours begins with, so that nobody else's is overwritten."""
 
-CSV_COLUMNS = ("target", "source", "layer", "seed", "seed_b", "eval_source", "metric", "value")
-
-IDENTITY_NAMES = ("target", "source", "layer", "seed", "seed_b", "eval_source")
+IDENTITY_NAMES = ("target", "source", "layer", "seed", "source_b", "seed_b", "kind", "measure", "eval_source")
 """Fields of a record that say what it is about."""
+
+CSV_COLUMNS = (*IDENTITY_NAMES, "metric", "value")
+
+SaeKey = tuple[str, str, int, int]
+"""Target, source, layer and seed."""
+
+PairKey = tuple[str, str, int, int, str, int]
+"""Target, source, layer and seed of the first SAE, source and seed of the second."""
 
 
 @dataclass
@@ -48,14 +61,20 @@ class Results:
     folder: Path
     """The results folder."""
 
-    saes: dict[tuple, dict[str, Any]] = field(default_factory=dict)
+    saes: dict[SaeKey, dict[str, Any]] = field(default_factory=dict)
     """By target, source, layer and seed."""
 
-    pairs: dict[tuple, dict[str, Any]] = field(default_factory=dict)
-    """By target, source, layer and both seeds."""
+    pairs: dict[PairKey, dict[str, Any]] = field(default_factory=dict)
+    """By target, source, layer and seed of the first SAE, and source and seed of the second."""
 
     datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By name."""
+
+    agreements: list[dict[str, Any]] = field(default_factory=list)
+    """What the pairs of each kind have in common, by target, layer and sources; see `across.agreement_record`."""
+
+    contrasts: list[dict[str, Any]] = field(default_factory=list)
+    """Agreement between sources held against that within them; see `across.contrast`."""
 
     changed: set[tuple[str, str]] = field(default_factory=set)
     """Target and source of what was measured since the results were read."""
@@ -76,7 +95,7 @@ class Results:
             self._take_in(read_results(self.folder))
             content = self._content()
             write_record(path, content)
-            write_text(self.folder / "metrics.csv", tidy_csv(content["saes"], content["pairs"]))
+            write_text(self.folder / "metrics.csv", tidy_csv(content))
         return path
 
     def lock(self) -> Lock:
@@ -85,16 +104,16 @@ class Results:
         return Lock(self.folder, "results", refusal=refusal, patience_sec=LONG_PATIENCE_SEC)
 
     def is_current(self, pair: dict[str, Any]) -> bool:
-        """Whether the weights and the arrays of a pair of seeds are still those that were measured."""
-        keys = [(pair["target"], pair["source"], pair["layer"], seed) for seed in (pair["seed"], pair["seed_b"])]
-        now = [self.saes[key]["weights_fingerprint"] for key in keys if key in self.saes]
-        return pair["weights_fingerprints"] == now and self.arrays_path(*keys[0][:3]).exists()
+        """Whether the weights and the arrays of a pair of SAEs are still those that were measured."""
+        now = [self.saes[key]["weights_fingerprint"] for key in keys_of_pair(pair) if key in self.saes]
+        return pair["weights_fingerprints"] == now and self.pair_path(pair_key(pair)).exists()
 
     def _content(self) -> dict[str, Any]:
         """What `metrics.json` holds."""
         saes, pairs = ([group[key] for key in sorted(group)] for group in (self.saes, self.pairs))
         datasets = [self.datasets[name] for name in sorted(self.datasets)]
-        return {"schema": SCHEMA, "saes": saes, "pairs": pairs, "datasets": datasets}
+        summaries = {"agreements": self.agreements, "contrasts": self.contrasts}
+        return {"schema": SCHEMA, "saes": saes, "pairs": pairs, **summaries, "datasets": datasets}
 
     def _is_saved(self) -> bool:
         """Whether the files hold just this; then their times stay as they are."""
@@ -102,7 +121,7 @@ class Results:
         table = self.folder / "metrics.csv"
         if there._content() != content or not table.exists() or not content["saes"]:
             return False
-        return table.read_bytes() == tidy_csv(content["saes"], content["pairs"]).encode()
+        return table.read_bytes() == tidy_csv(content).encode()
 
     def _take_in(self, there: "Results") -> None:
         """Add what stands on disk of SAEs that this run is not about; of its own, it knows better."""
@@ -110,7 +129,7 @@ class Results:
             return
         own_sources = {source for _, source, *_ in self.own}
         self.saes = there.saes | {key: self.saes[key] for key in self.own}
-        others = {key: pair for key, pair in there.pairs.items() if not {key[:4], (*key[:3], key[4])} <= self.own}
+        others = {key: pair for key, pair in there.pairs.items() if not set(keys_of_pair(pair)) <= self.own}
         self.pairs = {key: pair for key, pair in (others | self.pairs).items() if self.is_current(pair)}
         self.datasets = there.datasets | {name: self.datasets[name] for name in own_sources & set(self.datasets)}
 
@@ -128,19 +147,50 @@ class Results:
         with self.lock():
             write_arrays(path, read_arrays(path) | arrays)
 
+    def pair_path(self, key: PairKey) -> Path:
+        """Where the arrays of a pair are, and what is known of it."""
+        target, source, layer, seed, source_b, seed_b = key
+        folder = self.folder / "details" / f"{target}_layers.{layer}.pairs"
+        return folder / f"{source}_seed_{seed}_with_{source_b}_seed_{seed_b}.npz"
+
+    def pair_arrays(self, key: PairKey) -> dict[str, np.ndarray]:
+        """The arrays of a pair, by name; none if it was not matched yet."""
+        return {name: array for name, array in read_arrays(self.pair_path(key)).items() if name != PAIR_RECORD}
+
+    def write_pair(self, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        """Write the arrays of a pair and its record, in one step."""
+        path = self.pair_path(pair_key(record))
+        with self.lock():
+            write_arrays(path, arrays | {PAIR_RECORD: np.array(json.dumps(record))})
+
+    def take_in_pair(self, key: PairKey, fingerprints: list[str]) -> bool:
+        """Add what stands on disk of a pair of these weights; whether there was any."""
+        path = self.pair_path(key)
+        if not path.exists():
+            return False
+        with reading(path, remeasure(path)):
+            record = json.loads(str(read_arrays(path)[PAIR_RECORD]))
+        if pair_key(record) != key or record["weights_fingerprints"] != fingerprints:
+            return False
+        self.pairs[key] = record
+        self.changed |= {each[:2] for each in keys_of_pair(record)}
+        return True
+
 
 def read_results(folder: Path) -> Results:
-    """What earlier runs found; nothing if there is no `metrics.json` of this schema.
+    """What earlier runs found; nothing if there is no `metrics.json` of a schema that can be read.
 
     Raises:
         InputError: If a file of that name is not ours, or damaged.
     """
     results, path = Results(folder), folder / "metrics.json"
-    if path.exists() and (known := read_metrics(path))["schema"] == SCHEMA:
+    if path.exists() and (known := read_metrics(path))["schema"] in READABLE:
         with reading(path, remeasure(path)):
             results.saes = {sae_key(record): record for record in known["saes"]}
-            results.pairs = {pair_key(record): record for record in known["pairs"]}
+            pairs = known["pairs"] if known["schema"] == SCHEMA else []
+            results.pairs = {pair_key(record): record for record in pairs}
             results.datasets = {record["name"]: record for record in known["datasets"]}
+            results.agreements, results.contrasts = known.get("agreements", []), known.get("contrasts", [])
     return results
 
 
@@ -152,7 +202,8 @@ def read_metrics(path: Path) -> Record:
     """
     known = read_record(path, remeasure(path), schema=int, saes=list)
     with reading(path, remeasure(path)):
-        named = [record[name] for record in known["saes"] for name in ("target", "source") if name in record]
+        records, names = [*known["saes"], *known.get("pairs", [])], ("target", "source", "source_b")
+        named = [record[name] for record in records for name in names if name in record]
     if wrong := [name for name in named if not isinstance(name, str) or Path(name).name != name]:
         raise DamagedFileError(path, f"{wrong[0]!r} is no name of a model or a corpus", remeasure(path))
     return known
@@ -186,26 +237,35 @@ def check_are_ours(folder: Path) -> None:
         )
 
 
-def sae_key(record: dict[str, Any]) -> tuple:
+def sae_key(record: dict[str, Any]) -> SaeKey:
     """What tells an SAE's record from others."""
     return record["target"], record["source"], record["layer"], record["seed"]
 
 
-def pair_key(record: dict[str, Any]) -> tuple:
+def pair_key(record: dict[str, Any]) -> PairKey:
     """What tells a pair's record from others."""
-    return (*sae_key(record), record["seed_b"])
+    return (*sae_key(record), record["source_b"], record["seed_b"])
 
 
-def tidy_csv(saes: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> str:
+def keys_of_pair(record: dict[str, Any]) -> tuple[SaeKey, SaeKey]:
+    """The two SAEs of a pair."""
+    target, source, layer, seed, source_b, seed_b = pair_key(record)
+    return (target, source, layer, seed), (target, source_b, layer, seed_b)
+
+
+def tidy_csv(content: dict[str, Any]) -> str:
     """One line per number: what it is about, its name, its value. Names of nested numbers are joined by dots.
 
     The two ends of an interval, such as `sfr_interval`, are `sfr_low` and `sfr_high`; a bin of positions is named
     by its first, such as `by_position.4.fvu`.
+
+    Args:
+        content: Of `metrics.json`.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
-    for record in [*saes, *pairs]:
+    for record in [record for kind in ("saes", "pairs", "agreements", "contrasts") for record in content[kind]]:
         about = {name: record[name] for name in IDENTITY_NAMES if name in record}
         for evaluation in record.get("evaluations", []):
             where = about | {"eval_source": evaluation["eval_source"]}

@@ -1,252 +1,170 @@
-"""Do SAEs trained from different seeds find the same features? Latents matched one to one, and the shares shared."""
+"""How often each latent of an SAE comes back in others of its target and layer, and what those that do are worth."""
 
-import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sae_utils.comparison.matching import Matching, match_rows
-from sae_utils.errors import InputError
-from sae_utils.evaluation.intervals import mean_interval, share_interval
-from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig
+from sae_utils.comparison.floors import floor_of
+from sae_utils.comparison.groups import Group
+from sae_utils.comparison.matching import SHARED_ABOVE
+from sae_utils.comparison.measuring import converged
+from sae_utils.comparison.pairs import SAME_SEED
+from sae_utils.comparison.results import Results, SaeKey, keys_of_pair
+from sae_utils.comparison.trained import TrainedSae
+from sae_utils.evaluation.reconstruction import measure_reconstruction
+from sae_utils.sparse_coders import SparseCoder
 
-SHARED_ABOVE = 0.7
-"""Cosine above which two latents count as the same feature. Source: Cho et al. 2025; Paulo & Belrose 2025."""
+STABLE_FROM = 0.5
+"""Share of other seeds in which a stable latent comes back, at least."""
 
-THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
-"""Cosines at which the shared feature ratio is reported: one threshold is an opinion."""
-
-
-@dataclass(frozen=True)
-class Dictionary:
-    """The directions of one SAE."""
-
-    encoder: Tensor
-    """`(n_latents, d_model)`, row i reads latent i."""
-
-    decoder: Tensor
-    """`(n_latents, d_model)`, row i is what latent i writes."""
-
-    def __post_init__(self) -> None:
-        if self.encoder.ndim != 2 or self.encoder.shape != self.decoder.shape:
-            raise InputError(
-                "encoder and decoder of an SAE must both be (n_latents, d_model), "
-                f"got {tuple(self.encoder.shape)} and {tuple(self.decoder.shape)}"
-            )
+LEAST_SEEDS = 3
+"""With two, every latent comes back always or never."""
 
 
-@dataclass(frozen=True)
-class Floor:
-    """Agreement of two untrained SAEs: what initialisation and size give for free."""
+def measure_stability(group: Group, results: Results) -> None:
+    """Add the stability of latents to the records of the group's SAEs, where there are enough seeds.
 
-    sfr: float
-    mean_cosine: float
-    cosine: np.ndarray
-    """float32 `(n_latents,)`: decoder cosine of each latent of the first with its partner in the second."""
+    What depends on tokens is measured where it is not known for these SAEs; the rest is counted anew.
+    """
+    stable: dict[SaeKey, np.ndarray] = {}
+    for sae in converged(group.saes, results):
+        others = others_of(sae.key, results)
+        within = others.get(sae.record["source"], {})
+        if len(within) + 1 < LEAST_SEEDS:
+            results.saes[sae.key]["stability"] = None
+            continue
+        stability = share_of_others(within.values())
+        live = results.arrays(*sae.key[:3])[f"firing_rate_{sae.seed}"] > 0
+        record = stability_record(stability, live, len(within))
+        record["floor"] = _floor(sae, list(within), group, results)
+        record["elsewhere"] = {
+            source: elsewhere_record(share_of_others(there.values()), stability)
+            for source, there in others.items()
+            if source != sae.record["source"]
+        }
+        record["of"] = sorted([seed, results.saes[(*sae.key[:3], seed)]["weights_fingerprint"]] for seed in within)
+        known = results.saes[sae.key].get("stability") or {}
+        if known.get("of") == record["of"]:
+            record |= {name: known[name] for name in ("fvu_of_stable", "explained_share")}
+        else:
+            stable[sae.key] = stability >= STABLE_FROM
+            results.add_arrays(*sae.key[:3], **{f"stability_{sae.seed}": stability.astype(np.float32)})
+            results.changed.add(sae.key[:2])
+        results.saes[sae.key]["stability"] = record
+    if stable:
+        _reconstruct_with(stable, group, results)
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """What is measured on one pair of SAEs."""
-
-    record: dict[str, Any]
-    """`n_latents`, `sfr`, `sfr_both`, `mean_matched_cosine`, `sfr_at`, `sfr_live`, `n_live`, `n_live_b`, `sfr_floor`,
-    `mean_matched_cosine_floor`, and the interval of each share and mean; see `compare_dictionaries`."""
-
-    partner: np.ndarray
-    """int32 `(n_latents,)`: the latent of the second SAE whose decoder row is matched to each latent of the first."""
-
-    cosine: np.ndarray
-    """float32 `(n_latents,)`: cosine of the two decoder rows."""
-
-    floor_cosine: np.ndarray
-    """float32 `(n_latents,)`: `Floor.cosine`."""
+def others_of(key: SaeKey, results: Results) -> dict[str, dict[int, np.ndarray]]:
+    """For each source and other seed, the highest cosine of each latent of an SAE there, float32 `(n_latents,)`."""
+    found: dict[str, dict[int, np.ndarray]] = {}
+    for pair_key, pair in sorted(results.pairs.items()):
+        ends = keys_of_pair(pair)
+        if key in ends and pair["kind"] != SAME_SEED:
+            _, source, _, seed = ends[1] if key == ends[0] else ends[0]
+            best = results.pair_arrays(pair_key)["best" if key == ends[0] else "best_b"]
+            found.setdefault(source, {})[seed] = best
+    return found
 
 
-def directions(sae: SparseCoder) -> Dictionary:
-    """Encoder and decoder rows of a sparsify SAE, detached, not copied."""
-    return Dictionary(sae.encoder.weight.detach(), sae.W_dec.detach())
-
-
-def compare_dictionaries(
-    a: Dictionary,
-    b: Dictionary,
-    floor: Floor,
-    *,
-    live_a: np.ndarray | None = None,
-    live_b: np.ndarray | None = None,
-    on_status: Callable[[str], None] = lambda line: None,
-) -> Agreement:
-    """How much of one dictionary comes back in the other. Nothing depends on the order or the norms of the rows.
-
-    Decoder rows are matched one to one so that the total cosine is largest; exchanging `a` and `b` gives the same
-    numbers. In the record:
-
-    - `sfr`: share of pairs whose cosine is > 0.7; `sfr_at`: > 0.5 ... 0.9; `mean_matched_cosine`: over all pairs.
-    - `sfr_both`: encoder rows are matched as well, on their own; share of latents of `a` that have the same partner in
-      both matchings and there a cosine >= 0.7 in both. Stricter than `sfr`, and not comparable with it.
-    - `sfr_live`: pairs of the decoder matching whose cosine is > 0.7 and whose latents both fire, divided by the most
-      such pairs that there could be, the smaller of the two numbers of latents that fire. Latents that never fire
-      take part in the matching: they keep the random directions of their seeds, too far from all others to take a
-      partner with a cosine > 0.7 away. None if a dictionary has no latent that fires, or no masks are given.
-    - `sfr_floor`, `mean_matched_cosine_floor`: `floor`'s.
-    - `<name>_interval` of each of these: `[low, high]`, how far the number may be off because it was counted on so many
-      latents; see `sae_utils/evaluation/intervals.py`. The units are the matched pairs; of `sfr_live`, the latents that
-      it is a share of. None for fewer than two. The two SAEs stay the same: how much another two seeds would differ is
-      not in it.
+def share_of_others(bests: Sequence[np.ndarray]) -> np.ndarray:
+    """Stability: share of other SAEs in which each latent comes back.
 
     Args:
-        a: First SAE.
-        b: Second SAE, of the same size.
-        floor: From `untrained_floor`; depends on size and seeds alone, so the same serves all layers and sources.
-        live_a: bool `(n_latents,)`, latents of `a` that fire on the evaluation tokens; None if not known.
-        live_b: The same for `b`.
-        on_status: Called with a line now and then.
-
-    Raises:
-        InputError: If sizes of dictionaries, floor and masks do not agree.
-
-    Source: `sfr`, Cho et al. 2025, FaithfulSAE, "shared feature ratio"; `sfr_both`, Paulo & Belrose 2025, "Sparse
-    autoencoders trained on the same data learn different features".
-    """
-    n_latents = len(a.decoder)
-    _check_lengths(n_latents, floor_cosine=floor.cosine, live_a=live_a, live_b=live_b)
-    decoder = match_rows(a.decoder, b.decoder, on_status=lambda line: on_status(f"decoder rows: {line}"))
-    encoder = match_rows(a.encoder, b.encoder, on_status=lambda line: on_status(f"encoder rows: {line}"))
-    record = {
-        "n_latents": n_latents,
-        "sfr": share_above(decoder.cosine, SHARED_ABOVE),
-        "sfr_both": share_in_both(encoder, decoder),
-        "mean_matched_cosine": float(decoder.cosine.mean(dtype=np.float64)),
-        "sfr_at": {str(threshold): share_above(decoder.cosine, threshold) for threshold in THRESHOLDS},
-        "sfr_live": share_of_live(decoder, live_a, live_b),
-        "n_live": None if live_a is None else int(live_a.sum()),
-        "n_live_b": None if live_b is None else int(live_b.sum()),
-        "sfr_floor": floor.sfr,
-        "mean_matched_cosine_floor": floor.mean_cosine,
-    }
-    record |= intervals_of(record, decoder.cosine, floor.cosine)
-    return Agreement(record, decoder.partner.astype(np.int32), decoder.cosine, floor.cosine)
-
-
-def untrained_floor(
-    d_model: int,
-    config: SparseCoderConfig,
-    seeds: tuple[int, int],
-    *,
-    device: torch.device | str = "cpu",
-    on_status: Callable[[str], None] = lambda line: None,
-) -> Floor:
-    """Agreement of the decoders of two SAEs as they are before their first training step.
-
-    Args:
-        d_model: Width of the activations.
-        config: sparsify's settings; only the number of latents matters.
-        seeds: Initialisation seeds of the two.
-        device: Where the SAEs were trained: a GPU draws other numbers than a CPU from the same seed.
-        on_status: Called with a line now and then.
-    """
-    first, second = (untrained_decoder(d_model, config, seed, device=device) for seed in seeds)
-    cosine = match_rows(first, second, on_status=lambda line: on_status(f"untrained decoder rows: {line}")).cosine
-    return Floor(share_above(cosine, SHARED_ABOVE), float(cosine.mean(dtype=np.float64)), cosine)
-
-
-def untrained_decoder(
-    d_model: int, config: SparseCoderConfig, seed: int, *, device: torch.device | str = "cpu"
-) -> Tensor:
-    """Decoder rows `(n_latents, d_model)` that training starts from. Global random state is as before afterwards.
-
-    Source: EleutherAI/sparsify, `Trainer.__init__`; the same seeding and construction.
-    """
-    device = torch.device(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        return SparseCoder(d_model, config, device, dtype=torch.float32).W_dec.detach()
-
-
-def share_above(cosine: np.ndarray, threshold: float) -> float:
-    """Share of pairs whose cosine is greater than the threshold.
-
-    >>> share_above(np.array([0.9, 0.7, 0.2, 0.8]), 0.7)
-    0.5
-    """
-    return float((cosine > threshold).mean())
-
-
-def share_in_both(encoder: Matching, decoder: Matching) -> float:
-    """Share of latents with the same partner by encoder and by decoder rows, and both cosines >= 0.7."""
-    is_same = encoder.partner == decoder.partner
-    return float((is_same & (encoder.cosine >= SHARED_ABOVE) & (decoder.cosine >= SHARED_ABOVE)).mean())
-
-
-def share_of_live(decoder: Matching, live_a: np.ndarray | None, live_b: np.ndarray | None) -> float | None:
-    """`sfr_live` of `compare_dictionaries`."""
-    if live_a is None or live_b is None or not (live_a.any() and live_b.any()):
-        return None
-    is_shared = live_a & live_b[decoder.partner] & (decoder.cosine > SHARED_ABOVE)
-    return float(is_shared.sum() / min(live_a.sum(), live_b.sum()))
-
-
-def intervals_of(record: Mapping[str, Any], cosine: np.ndarray, floor_cosine: np.ndarray) -> dict[str, Any]:
-    """`<name>_interval` of every share and mean of `compare_dictionaries`.
-
-    Args:
-        record: The numbers themselves.
-        cosine: Of the matched decoder rows, `(n_latents,)`.
-        floor_cosine: The same of the untrained SAEs.
-    """
-
-    def of_share(share: float | None, n: int) -> list[float] | None:
-        return None if share is None else share_interval(round(share * n), n)
-
-    n_latents = record["n_latents"]
-    shares = {name: of_share(record[name], n_latents) for name in ("sfr", "sfr_both", "sfr_floor")}
-    n_live = min(record["n_live"] or 0, record["n_live_b"] or 0)
-    intervals = shares | {
-        "sfr_at": {threshold: of_share(share, n_latents) for threshold, share in record["sfr_at"].items()},
-        "sfr_live": of_share(record["sfr_live"], n_live),
-        "mean_matched_cosine": mean_interval(cosine),
-        "mean_matched_cosine_floor": mean_interval(floor_cosine),
-    }
-    return {f"{name}_interval": interval for name, interval in intervals.items()}
-
-
-def summarise_pairs(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | int | None]]:
-    """Mean and spread over the pairs of seeds of one cell.
-
-    Args:
-        records: `Agreement.record` of each pair.
+        bests: For each of them, the highest cosine of each latent with any of its latents, `(n_latents,)`.
 
     Returns:
-        By the name of each share or cosine of the record (those of `sfr_at` as `sfr_at_0.5`): `mean`; `std`, the
-        sample standard deviation, None for fewer than two pairs; `min`; `max`; `n_pairs`. Pairs of which a number is
-        not defined are left out of it; a name without any pair left is left out.
+        float64 `(n_latents,)`.
+
+    Source: after Gerasimov et al. 2026, arXiv:2606.12138, "feature stability"; with the threshold that is used for all
+    ratios here.
+
+    >>> share_of_others([np.array([0.9, 0.8, 0.1]), np.array([0.9, 0.2, 0.3])]).tolist()
+    [1.0, 0.5, 0.0]
     """
-    flat = [
-        {name: value for name, value in record.items() if isinstance(value, float)}
-        | {f"sfr_at_{threshold}": value for threshold, value in record["sfr_at"].items()}
-        for record in records
-    ]
-    names = list(dict.fromkeys(name for row in flat for name in row))
-    return {name: _spread([row[name] for row in flat if name in row]) for name in names}
+    return np.mean([best > SHARED_ABOVE for best in bests], axis=0)
 
 
-def _spread(values: Sequence[float]) -> dict[str, float | int | None]:
+def stability_record(stability: np.ndarray, live: np.ndarray, n_others: int) -> dict[str, Any]:
+    """What a record has of it.
+
+    Args:
+        stability: `(n_latents,)`.
+        live: Whether each latent fires on the held-out tokens, bool `(n_latents,)`.
+        n_others: Other seeds.
+
+    Returns:
+        `n_others`; `mean`, over all latents; `mean_live`, over those that fire, None without any; `shares`: of the
+        latents, those that come back in 0, 1 ... `n_others` of the others; `stable_share`: those that come back in at
+        least half of them.
+    """
+    n_times = np.round(stability * n_others).astype(int)
+    counts = np.bincount(n_times, minlength=n_others + 1)
     return {
-        "mean": statistics.fmean(values),
-        "std": statistics.stdev(values) if len(values) > 1 else None,
-        "min": min(values),
-        "max": max(values),
-        "n_pairs": len(values),
+        "n_others": n_others,
+        "mean": float(stability.mean()),
+        "mean_live": float(stability[live].mean()) if live.any() else None,
+        "shares": {str(times): float(count / len(stability)) for times, count in enumerate(counts)},
+        "stable_share": float((stability >= STABLE_FROM).mean()),
     }
 
 
-def _check_lengths(n_latents: int, **arrays: np.ndarray | None) -> None:
-    """Refuse arrays of another number of latents."""
-    for name, array in arrays.items():
-        if array is not None and array.shape != (n_latents,):
-            raise InputError(f"{name} must have one value per latent, ({n_latents},), got {array.shape}")
+def elsewhere_record(found: np.ndarray, stability: np.ndarray) -> dict[str, float | None]:
+    """How often latents come back in SAEs of another source: all, the stable ones, and the others.
+
+    Args:
+        found: Share of those SAEs, of other seeds, in which each latent comes back, `(n_latents,)`.
+        stability: The same in SAEs of its own source.
+
+    >>> elsewhere_record(np.array([1.0, 0.0, 0.5]), np.array([1.0, 0.5, 0.0]))
+    {'mean': 0.5, 'mean_stable': 0.5, 'mean_unstable': 0.5}
+    """
+    is_stable = stability >= STABLE_FROM
+    parts = {"mean": found, "mean_stable": found[is_stable], "mean_unstable": found[~is_stable]}
+    return {name: float(part.mean()) if len(part) else None for name, part in parts.items()}
+
+
+def only_latents(sae: SparseCoder, is_kept: Tensor) -> SparseCoder:
+    """An SAE of which some latents write nothing: which of them are active on a token is as before.
+
+    Args:
+        sae: Changed in place.
+        is_kept: bool `(n_latents,)`.
+    """
+    with torch.no_grad():
+        sae.W_dec[~is_kept.to(sae.device)] = 0.0
+    return sae
+
+
+def _reconstruct_with(stable: Mapping[SaeKey, np.ndarray], group: Group, results: Results) -> None:
+    """FVU of the stable latents alone, on the held-out tokens of the SAEs' own sources."""
+    target = group.load_target()
+    members = sorted((sae for sae in group.saes if sae.key in stable), key=lambda sae: sae.record["source"])
+    for source, of_source in itertools.groupby(members, key=lambda sae: sae.record["source"]):
+        chunks = group.held_out(group.sources[source], target)
+        for hooked in group.in_memory(list(of_source), target):
+            reduced = {
+                key: (hookpoint, only_latents(sae, torch.from_numpy(stable[key])))
+                for key, (hookpoint, sae) in hooked.items()
+            }
+            with group.bar(f"stable latents on {source}", chunks.order.size * chunks.ctx_len) as bar:
+                options = {"batch_size": group.settings.batch_size, "exclusion": group.exclusion}
+                measured = measure_reconstruction(target.model, reduced, chunks, **options, on_tokens=bar.update)
+            for key, counted in measured.saes.items():
+                fvu_of_stable = counted.record()["fvu"]
+                (fvu,) = [each["fvu"] for each in results.saes[key]["evaluations"] if each["eval_source"] == source]
+                explained_share = (1 - fvu_of_stable) / (1 - fvu) if fvu < 1 else None
+                results.saes[key]["stability"] |= {"fvu_of_stable": fvu_of_stable, "explained_share": explained_share}
+        results.save()
+
+
+def _floor(sae: TrainedSae, seeds: Sequence[int], group: Group, results: Results) -> float:
+    """`mean` between untrained SAEs."""
+    device = group.settings.device
+    loaded = sae.load("cpu")
+    shares = [floor_of(loaded, (sae.seed, seed), results.folder, device).sfr_top1 for seed in seeds]
+    return float(np.mean(shares))

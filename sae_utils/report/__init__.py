@@ -7,10 +7,13 @@ computed here that is not in the results already: no model, no data set and no w
     tables        tables on the terminal, numbers for W&B
     findings      results, read again for the report
     answer        the sentences of the report
+    origin        agreement between sources, in a sentence and in rows
     preparation   what SAEs were given: rows, and what was left out
     drawing       looks of the figures
     plots         what is drawn in a figure
-    figures       the figures, as PNG and SVG
+    panels        what figures have in common
+    agreement_figures  figures of pairs of SAEs
+    figures       all figures, as PNG and SVG
     feature_data  data of the feature browser
     page          report.html, from templates/
     freshness     is the report still that of the results?

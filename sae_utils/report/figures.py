@@ -1,6 +1,5 @@
 """The figures of a comparison: which there are, what goes into them, and their files."""
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,14 +7,12 @@ from typing import Any
 import numpy as np
 
 from sae_utils.report import plots
+from sae_utils.report.agreement_figures import agreement_by_rate, matched_cosines, seed_agreement, source_agreement
 from sae_utils.report.drawing import INK, MUTED, SERIES, Chart, Key, Panel, save_chart
 from sae_utils.report.findings import Comparison, Findings, read_findings
+from sae_utils.report.panels import PANEL_WIDTH, make_chart, rows_panel, rows_width, series_keys, source_colour
 from sae_utils.report.rounding import rounded
 
-ROWS_WIDTH, PANEL_WIDTH = 9.5, 3.4
-"""Inches: of a panel of rows that stands alone, and of panels side by side."""
-
-COSINE_BIN = 0.02
 RATE_BIN = 0.2
 """Width of a bin of log10 firing rates."""
 
@@ -37,47 +34,17 @@ def make_charts(findings: Findings) -> list[Chart]:
     """The charts whose numbers are there: without a second seed there is no agreement, without details no histogram."""
     makers = (
         seed_agreement,
+        source_agreement,
         training_curves,
         by_position,
         matched_cosines,
+        agreement_by_rate,
         partial(source_matrix, name="fvu", title="FVU", is_high_good=False),
         partial(source_matrix, name="ce_recovered", title="CE recovered", is_high_good=True),
         firing_rates,
         fake_features,
     )
     return [chart for make in makers if (chart := make(findings)) is not None]
-
-
-def seed_agreement(findings: Findings, *, width: float | None = None) -> Chart | None:
-    """SFR of every pair of seeds, its mean and interval, and the floor of untrained SAEs.
-
-    One panel a target, `width` inches.
-    """
-    panels, width = [], width or _rows_width(findings)
-    for target in findings.targets:
-        members = [each for each in findings.comparisons if each.target == target and each.of_pairs("sfr")]
-        rows = [
-            plots.Row(
-                findings.label(each, target=False),
-                source_colour(findings, each),
-                [pair["sfr"] for pair in each.pairs if pair.get("sfr") is not None],
-                floor.mean if (floor := each.of_pairs("sfr_floor")) else None,
-                each.interval_of_pairs("sfr"),
-            )
-            for each in members
-        ]
-        words = "; ".join(
-            f"{row.label}: {rounded(each.of_pairs('sfr').mean, 3)}" for row, each in zip(rows, members, strict=True)
-        )
-        panels.append(
-            _rows_panel(target, rows, plots.draw_agreement, f"Shared feature ratio, {target}: {words}", width)
-        )
-    legend = [Key("mean of pairs", INK, "dot"), Key("a pair of seeds", INK, "ring"), Key("untrained", MUTED, "diamond")]
-    if all(len(each.pairs) < 2 for each in findings.comparisons):
-        legend[:2] = [Key("trained", INK, "dot")]
-    if any(each.interval_of_pairs("sfr") for each in findings.comparisons):
-        legend.append(Key("95% interval", INK))
-    return _chart("seed_agreement", panels, legend, n_columns=2)
 
 
 def training_curves(findings: Findings) -> Chart | None:
@@ -103,7 +70,7 @@ def training_curves(findings: Findings) -> Chart | None:
             )
             draw = partial(plots.draw_curves, curves=curves, limits=limits)
             panels.append(Panel(findings.group_label(target, layer), draw, words))
-    return _chart("training_fvu", panels, series_keys(findings))
+    return make_chart("training_fvu", panels, series_keys(findings))
 
 
 def by_position(findings: Findings) -> Chart | None:
@@ -140,34 +107,7 @@ def by_position(findings: Findings) -> Chart | None:
     sources = series_keys(findings, seeds=False) if len(findings.sources) > 1 else []
     colour = MUTED if sources else SERIES[0]
     models = [Key("with the SAE", colour), Key("untouched model", colour, dash=1)]
-    return _chart("by_position", panels, [*sources, *models], n_columns=4 if len(findings.groups) > 2 else 2)
-
-
-def matched_cosines(findings: Findings) -> Chart | None:
-    """Distribution of the decoder cosines of matched features, trained and untrained; one panel a comparison."""
-    trained = {id(each): each.pair_arrays("cosine") for each in findings.comparisons}
-    untrained = {id(each): each.pair_arrays("floor_cosine") for each in findings.comparisons}
-    drawn = [each for each in findings.comparisons if trained[id(each)]]
-    if not drawn:
-        return None
-    lowest = min(values.min() for each in drawn for values in trained[id(each)] + untrained[id(each)])
-    n_bins = round((1 - np.floor(lowest * 10) / 10) / COSINE_BIN)
-    bins = np.linspace(1 - n_bins * COSINE_BIN, 1, n_bins + 1)
-    top = 1.25 * max(plots.percent_in_bins(values, bins).max() for each in drawn for values in trained[id(each)])
-    panels = []
-    for each in drawn:
-        mean = each.of_pairs("mean_matched_cosine")
-        words = f"Cosines of matched features, {each.target}, {each.source}, layer {each.layer}"
-        draw = partial(
-            plots.draw_cosines,
-            trained=trained[id(each)],
-            untrained=untrained[id(each)],
-            bins=bins,
-            top=top,
-            colour=source_colour(findings, each),
-        )
-        panels.append(Panel(findings.label(each), draw, words + (f": mean {rounded(mean.mean, 3)}" if mean else "")))
-    return _chart("matched_cosines", panels, [*series_keys(findings, seeds=False), Key("untrained", MUTED, "area")])
+    return make_chart("by_position", panels, [*sources, *models], n_columns=4 if len(findings.groups) > 2 else 2)
 
 
 def source_matrix(findings: Findings, *, name: str, title: str, is_high_good: bool) -> Chart | None:
@@ -185,7 +125,7 @@ def source_matrix(findings: Findings, *, name: str, title: str, is_high_good: bo
             draw = partial(plots.draw_matrix, matrix=matrix, is_high_good=is_high_good)
             panels.append(Panel(f"{title}, {findings.group_label(target, layer)}", draw, words, size))
     legend = [Key("a stronger colour is a better number, within each panel", plots.BEST_SHADE, "area")]
-    return _chart(f"sources_{name}", panels, legend, n_columns=2)
+    return make_chart(f"sources_{name}", panels, legend, n_columns=2)
 
 
 def firing_rates(findings: Findings) -> Chart | None:
@@ -207,12 +147,12 @@ def firing_rates(findings: Findings) -> Chart | None:
             words = f"Firing rates of live latents, {target}, layer {layer}"
             draw = partial(plots.draw_rates, rates=series, bins=bins)
             panels.append(Panel(findings.group_label(target, layer), draw, words))
-    return _chart("firing_rates", panels, series_keys(findings))
+    return make_chart("firing_rates", panels, series_keys(findings))
 
 
 def fake_features(findings: Findings, *, width: float | None = None) -> Chart | None:
     """Number of fake features of every SAE, beside the most that are possible; one panel a target, `width` inches."""
-    panels, width = [], width or _rows_width(findings)
+    panels, width = [], width or rows_width(findings)
     for target in findings.targets:
         rows = [
             plots.Row(
@@ -224,9 +164,9 @@ def fake_features(findings: Findings, *, width: float | None = None) -> Chart | 
         most = max((row.reference for row in rows), default=0)
         draw = partial(plots.draw_counts, most=most, label="fake features (latents)")
         words = "; ".join(f"{row.label}: {', '.join(map(str, row.values))} of {row.reference}" for row in rows)
-        panels.append(_rows_panel(target, rows, draw, f"Fake features, {target}: {words}", width))
+        panels.append(rows_panel(target, rows, draw, f"Fake features, {target}: {words}", width))
     legend = [Key("an SAE", INK, "dot"), Key("most that are possible", MUTED, "tick")]
-    return _chart("fake_features", panels, legend, n_columns=2)
+    return make_chart("fake_features", panels, legend, n_columns=2)
 
 
 def most_fakes(sae: dict[str, Any]) -> int:
@@ -234,37 +174,6 @@ def most_fakes(sae: dict[str, Any]) -> int:
     return min(10 * sae["k"], sae["n_latents"])
 
 
-def source_colour(findings: Findings, comparison: Comparison) -> str:
-    """Colour of a comparison's source, the same in every figure."""
-    return SERIES[findings.sources.index(comparison.source) % len(SERIES)]
-
-
-def series_keys(findings: Findings, *, seeds: bool = True) -> list[Key]:
-    """Legend of sources by colour and seeds by line style; a single one needs no name."""
-    sources = [Key(source, SERIES[i % len(SERIES)]) for i, source in enumerate(findings.sources)]
-    is_one = len(sources) == 1
-    if not seeds:
-        return [Key("trained", SERIES[0])] if is_one else sources
-    all_seeds = sorted({sae["seed"] for sae in findings.saes})
-    dashes = [Key(f"seed {seed}", SERIES[0] if is_one else MUTED, dash=i) for i, seed in enumerate(all_seeds)]
-    return ([] if is_one else sources) + (dashes if len(dashes) > 1 else [])
-
-
 def _position_means(comparison: Comparison, name: str) -> list[float]:
     """A number in each bin of positions, mean over seeds, where it is defined."""
     return [spread.mean for spread in comparison.of_positions(name).values() if spread]
-
-
-def _rows_width(findings: Findings) -> float:
-    return ROWS_WIDTH if len(findings.targets) == 1 else PANEL_WIDTH
-
-
-def _rows_panel(target: str, rows: Sequence[plots.Row], draw: Any, description: str, width: float) -> Panel | None:
-    """A panel of rows, as high as they need; None without any."""
-    return Panel(target, partial(draw, rows=rows), description, (width, 0.55 + 0.42 * len(rows))) if rows else None
-
-
-def _chart(name: str, panels: Sequence[Panel | None], legend: Sequence[Key] = (), n_columns: int = 3) -> Chart | None:
-    """The chart of the panels that are there; None without any."""
-    drawn = [panel for panel in panels if panel is not None]
-    return Chart(name, drawn, legend, n_columns) if drawn else None

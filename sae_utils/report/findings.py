@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_utils.comparison.results import SCHEMA, read_arrays, read_metrics, remeasure
+from sae_utils.comparison.results import SCHEMA, Results, pair_key, read_arrays, read_metrics, remeasure
 from sae_utils.errors import InputError, MissingInputError
 from sae_utils.files import read_record
 from sae_utils.paths import METRICS_FILE, cell_name
@@ -53,8 +53,13 @@ class Comparison:
     layer: int
     saes: list[dict[str, Any]] = field(default_factory=list)
     pairs: list[dict[str, Any]] = field(default_factory=list)
+    """Of two seeds."""
+
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     """Arrays of the npz file, by name; empty without one."""
+
+    arrays_of_pairs: list[dict[str, np.ndarray]] = field(default_factory=list)
+    """Arrays of each pair, by name; empty where there is no file."""
 
     features: dict[str, Any] | None = None
     """Content of the features file; None without one."""
@@ -79,6 +84,24 @@ class Comparison:
         pair with this number has no interval.
         """
         return _interval_in(self.pairs, name)
+
+    def of_codes(self, name: str) -> Spread | None:
+        """A number of what matched latents do, over pairs."""
+        return Spread.of((pair.get("codes") or {}).get(name) for pair in self.pairs)
+
+    def of_unstable(self, name: str) -> Spread | None:
+        """A number of directions that are not found again, over pairs and both ways."""
+        records = [pair.get("unstable") or {} for pair in self.pairs]
+        return Spread.of(record.get(each) for record in records for each in (name, f"{name}_b"))
+
+    def of_stability(self, name: str) -> Spread | None:
+        """A number of how often latents come back, over seeds."""
+        return Spread.of((sae.get("stability") or {}).get(name) for sae in self.saes)
+
+    def of_elsewhere(self, source: str, name: str) -> Spread | None:
+        """The same in SAEs of another source."""
+        records = [(sae.get("stability") or {}).get("elsewhere") or {} for sae in self.saes]
+        return Spread.of((record.get(source) or {}).get(name) for record in records)
 
     def of_thresholds(self, threshold: str) -> Spread | None:
         """SFR at another threshold, over pairs."""
@@ -107,8 +130,7 @@ class Comparison:
 
     def pair_arrays(self, name: str) -> list[np.ndarray]:
         """An array of each pair, as far as they are there."""
-        names = [f"{name}_{pair['seed']}_{pair['seed_b']}" for pair in self.pairs]
-        return [self.arrays[each] for each in names if each in self.arrays]
+        return [arrays[name] for arrays in self.arrays_of_pairs if name in arrays]
 
     def seed_arrays(self, name: str) -> dict[int, np.ndarray]:
         """An array of each seed, as far as they are there."""
@@ -158,6 +180,15 @@ class Findings:
 
     datasets: list[dict[str, Any]]
     """Data set records."""
+
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    """Records of all pairs, of one source and of two."""
+
+    agreements: list[dict[str, Any]] = field(default_factory=list)
+    """What the pairs of every two sources have in common."""
+
+    contrasts: list[dict[str, Any]] = field(default_factory=list)
+    """Agreement between sources held against that within them."""
 
     @property
     def saes(self) -> Iterator[dict[str, Any]]:
@@ -222,7 +253,9 @@ def read_findings(results_dir: Path) -> Findings:
             f"{path} must have schema {SCHEMA} and at least one SAE, got schema {metrics.get('schema')!r} and "
             f"{len(metrics.get('saes') or [])} SAEs; run train_sae.py again, it writes the file anew"
         )
-    return Findings(_group(metrics, results_dir / "details"), metrics.get("datasets") or [])
+    comparisons = _group(metrics, results_dir)
+    summaries = [metrics.get(name) or [] for name in ("pairs", "agreements", "contrasts")]
+    return Findings(comparisons, metrics.get("datasets") or [], *summaries)
 
 
 def read_curve(path: Path, name: str) -> Curve:
@@ -274,17 +307,20 @@ def _mean_interval(intervals: Iterable[Sequence[float] | None]) -> tuple[float, 
     return low, high
 
 
-def _group(metrics: dict[str, Any], details: Path) -> list[Comparison]:
+def _group(metrics: dict[str, Any], results_dir: Path) -> list[Comparison]:
     """Records put together by target, source and layer, with their details."""
     comparisons: dict[tuple[str, str, int], Comparison] = {}
-    for kind in ("saes", "pairs"):
-        for record in metrics.get(kind) or []:
+    details, results = results_dir / "details", Results(results_dir)
+    within = [pair for pair in metrics.get("pairs") or [] if pair["source"] == pair["source_b"]]
+    for kind, records in (("saes", metrics["saes"]), ("pairs", within)):
+        for record in records:
             key = record["target"], record["source"], record["layer"]
             getattr(comparisons.setdefault(key, Comparison(*key)), kind).append(record)
     comparisons = {key: each for key, each in comparisons.items() if each.saes}
     for each in comparisons.values():
         each.saes.sort(key=lambda sae: sae["seed"])
         each.pairs.sort(key=lambda pair: (pair["seed"], pair["seed_b"]))
+        each.arrays_of_pairs = [results.pair_arrays(pair_key(pair)) for pair in each.pairs]
         stem = f"{cell_name(each.target, each.source)}_layers.{each.layer}"
         if (arrays := details / f"{stem}.npz").exists():
             each.arrays = read_arrays(arrays)

@@ -46,7 +46,7 @@ def checksum_inputs(results_dir: Path) -> str:
     """Checksum of everything that the report shows, and of what shows it, wherever these lie."""
     metrics = results_dir / "metrics.json"
     curves = {Path(record["path"]).parent / METRICS_FILE for record in read_metrics(metrics)["saes"]}
-    details = (results_dir / "details").glob("*_layers.*")
+    details = (each for each in (results_dir / "details").rglob("*") if each.suffix in (".npz", ".json"))
     own = [path for path in OWN_FILES.rglob("*") if path.suffix in (".py", ".j2", ".css", ".js")]
     digests = [
         f"{path.parent.name}/{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}"

@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sae_utils.files import write_text
 from sae_utils.report import figures
+from sae_utils.report.agreement_figures import seed_agreement
 from sae_utils.report.answer import (
     agreement_sentence,
     brackets_sentence,
@@ -22,6 +23,8 @@ from sae_utils.report.answer import (
 from sae_utils.report.drawing import CSS_NAMES, Chart, inline_svg
 from sae_utils.report.feature_data import browser_data
 from sae_utils.report.findings import Comparison, Findings, Spread, read_findings
+from sae_utils.report.origin import NAMES, VERDICTS, origin_rows, origin_sentence
+from sae_utils.report.panels import PANEL_WIDTH
 from sae_utils.report.preparation import exclusion_sentence, packing_sentences, packings, random_tokens_sentence
 from sae_utils.report.rounding import rounded
 
@@ -69,7 +72,10 @@ def render(findings: Findings) -> str:
         js=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
         findings=findings,
         facts=grid_facts(findings),
-        sentences=[agreement_sentence(findings), source_sentence(findings)],
+        sentences=[origin_sentence(findings), agreement_sentence(findings), source_sentence(findings)],
+        origin_rows={measure: origin_rows(findings, measure) for measure in NAMES},
+        origin_names=NAMES,
+        verdicts=VERDICTS,
         brackets=brackets_sentence(findings),
         with_intervals=kinds_with_intervals(findings),
         caution=caution_sentence(findings),
@@ -139,9 +145,9 @@ def inline_charts(charts: list[Chart], findings: Findings) -> dict[str, dict[str
         for chart in charts
         if not chart.name.startswith("sources_")  # the page has these as tables
     }
-    for name, make in (("seed_agreement", figures.seed_agreement), ("fake_features", figures.fake_features)):
+    for name, make in (("seed_agreement", seed_agreement), ("fake_features", figures.fake_features)):
         if name in drawn:
-            drawn[name]["narrow"] = _drawn(make(findings, width=figures.PANEL_WIDTH), f"{name}_narrow")["panels"]
+            drawn[name]["narrow"] = _drawn(make(findings, width=PANEL_WIDTH), f"{name}_narrow")["panels"]
     return drawn
 
 

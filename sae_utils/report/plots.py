@@ -42,8 +42,8 @@ class Row:
     """95 % interval of the mean of the values."""
 
 
-def draw_agreement(ax: Axes, *, rows: Sequence[Row]) -> None:
-    """SFR from 0 to 1: a ring for each pair if there are several, a dot for the mean, a line from the floor to it.
+def draw_agreement(ax: Axes, *, rows: Sequence[Row], label: str) -> None:
+    """A number from 0 to 1: a ring for each pair if there are several, a dot for the mean, a line from the floor to it.
 
     The mean's interval is a bar with ends, so that it is seen over the line and the dot.
     """
@@ -61,7 +61,7 @@ def draw_agreement(ax: Axes, *, rows: Sequence[Row]) -> None:
     _label_rows(ax, rows)
     ax.set_xlim(-0.012, 1.06)
     ax.set_xticks(np.linspace(0, 1, 6))
-    ax.set_xlabel(f"shared feature ratio (share of latents, cosine > {SHARED_COSINE})")
+    ax.set_xlabel(label)
 
 
 def draw_counts(ax: Axes, *, rows: Sequence[Row], most: float, label: str) -> None:
@@ -156,6 +156,25 @@ def draw_rates(ax: Axes, *, rates: Sequence[tuple[np.ndarray, str, int]], bins: 
     ax.set_ylabel("latents (% per fifth of a decade)")
 
 
+def draw_by_rate(
+    ax: Axes, *, lines: Sequence[tuple[Mapping[str, Spread | None], str]], bins: Sequence[str], floor: float | None
+) -> None:
+    """Mean cosines in ranges of firing rates, with the lowest and the highest pair; a gap where no latent is."""
+    for means, colour in lines:
+        known = [(x, spread) for x, name in enumerate(bins) if (spread := means[name]) is not None]
+        places, spreads = [x for x, _ in known], [spread for _, spread in known]
+        ax.plot(places, [each.mean for each in spreads], color=colour, linewidth=1.1, marker="o", markersize=2.6, mew=0)
+        ax.vlines(places, [each.low for each in spreads], [each.high for each in spreads], color=colour, linewidth=0.8)
+    if floor is not None:
+        ax.axhline(floor, color=MUTED, linewidth=1.0, **dash_style(1))
+    ax.set_xticks(range(len(bins)), [_rate_name(name) for name in bins])
+    ax.set_xlim(-0.4, len(bins) - 0.6)
+    ax.set_ylim(0, 1)
+    ax.grid(axis="y")
+    ax.set_xlabel("firing rate, from (share of held-out tokens)")
+    ax.set_ylabel("mean cosine of matched latents")
+
+
 def draw_matrix(ax: Axes, *, matrix: Mapping[str, Mapping[str, Spread | None]], is_high_good: bool) -> None:
     """Means by train source and eval source, printed on shades from the worst of the matrix to its best."""
     rows, columns = list(matrix), list(next(iter(matrix.values())))
@@ -225,6 +244,17 @@ def margins_around(values: Sequence[float]) -> tuple[float, float] | None:
 def _place(first: int) -> float:
     """Where a bin stands on the axis of positions: those that begin at 0, 1, 2, 4, 8 at equal distances."""
     return 1 + np.log2(first) if first else 0.0
+
+
+def _rate_name(name: str) -> str:
+    """The beginning of a range of firing rates, on an axis.
+
+    >>> _rate_name("never"), _rate_name("0"), _rate_name("0.001")
+    ('never', '> 0', '10⁻³')
+    """
+    if name in ("never", "0"):
+        return "> 0" if name == "0" else name
+    return "10" + f"{np.log10(float(name)):.0f}".translate(SUPERSCRIPTS)
 
 
 def _set_log_axis(ax: Axes, limits: tuple[float, float]) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sae_utils.comparison.results import Results
+from sae_utils.report.origin import NAMES, VERDICTS, origin_row
 from sae_utils.report.rounding import rounded
 
 _INTERVAL = "95% interval"
@@ -15,19 +16,27 @@ _SAE_COLUMNS = (
 )
 _PAIR_COLUMNS = (
     *("target", "source", "layer", "seeds"),
-    *("SFR", _INTERVAL, "floor", "SFR live", "SFR both", "mean cosine"),
+    *("SFR", _INTERVAL, "floor", "SFR live", "SFR both", "PW-MCC"),
 )
-_TEXT_COLUMNS = ("target", "source", "path", "seeds")
+_SOURCE_COLUMNS = (
+    *("target", "sources", "layer", "number", "within 1st", "within 2nd", "between"),
+    *("ratio", _INTERVAL, "same seed", "between, against within"),
+)
+_WANDB_NUMBERS = ("sfr", "sfr_both", "sfr_top1", "sfr_live", "sfr_floor", "mean_matched_cosine")
+"""Of pairs, in the summary of a W&B run."""
+
+_TEXT_COLUMNS = ("target", "source", "sources", "path", "seeds", "number", "between, against within")
 
 
 def results_tables(results: Results, keys: Sequence[tuple]) -> str:
-    """Two text tables: one line per SAE, measured on its own source's held-out tokens, and one per pair of seeds.
+    """Text tables: a line per SAE, measured on its own source's held-out tokens, per two seeds, and per two sources.
 
     `FVU w/o 1st` leaves out the first position of each sequence; `CE recovered` is the share of the cross-entropy lost
     to zeros that the reconstruction gives back; `dead` is the share of latents that never fire on the held-out tokens;
     `FFR` is the share that fires on random tokens; `SFR` is the share of latents found again in the other seed. The
     interval behind a number is how far it may be off because it was measured on so many held-out sequences, blocks of
-    random sequences (`FFR`) or latents (`SFR`) and no more.
+    random sequences (`FFR`) or latents (`SFR`) and no more. Of two sources: agreement of SAEs within each across seeds,
+    and between them; the ratio of what is above the floor of untrained SAEs.
 
     Args:
         results: What was measured.
@@ -35,9 +44,17 @@ def results_tables(results: Results, keys: Sequence[tuple]) -> str:
     """
     tables = [_table(_SAE_COLUMNS, [_sae_row(results.saes[key]) for key in keys])]
     wanted = {key[:3] for key in keys}
-    pairs = [record for key, record in sorted(results.pairs.items()) if key[:3] in wanted]
+    of_them = [record for key, record in sorted(results.pairs.items()) if key[:3] in wanted]
+    pairs = [record for record in of_them if record["source"] == record["source_b"]]
     if pairs:
         tables.append(_table(_PAIR_COLUMNS, [_pair_row(record) for record in pairs]))
+    contrasts = [
+        each
+        for each in results.contrasts
+        if {(each["target"], each[end], each["layer"]) for end in ("source", "source_b")} <= wanted
+    ]
+    if contrasts:
+        tables.append(_table(_SOURCE_COLUMNS, [_source_row(each, results) for each in contrasts]))
     return "\n\n".join(tables)
 
 
@@ -54,11 +71,16 @@ def wandb_summary(results: Results, target: str, source: str) -> dict[str, Any]:
         random_tokens = _numbers_of(record["random_tokens"] or {})  # none of an SAE of another run that was stopped
         summary |= {f"random_tokens/{what}/{name}": value for what, value in random_tokens.items() if what != "seed"}
     for record in results.pairs.values():
-        if (record["target"], record["source"]) != (target, source):
+        ends = [(record["source"], record["seed"]), (record["source_b"], record["seed_b"])]
+        if record["target"] != target or source not in dict(ends):
             continue
-        name = f"layers.{record['layer']}/seeds_{record['seed']}_{record['seed_b']}"
-        numbers = {what: record[what] for what in ("sfr", "sfr_both", "sfr_live", "sfr_floor", "mean_matched_cosine")}
-        summary |= {f"agreement/{what}/{name}": value for what, value in numbers.items() if value is not None}
+        if ends[0][0] != source:
+            ends.reverse()
+        (_, seed), (other, other_seed) = ends
+        kind = "agreement" if other == source else f"agreement_with/{other}"
+        name = f"layers.{record['layer']}/seeds_{seed}_{other_seed}"
+        numbers = {what: record[what] for what in _WANDB_NUMBERS}
+        summary |= {f"{kind}/{what}/{name}": value for what, value in numbers.items() if value is not None}
     return summary
 
 
@@ -90,6 +112,23 @@ def _pair_row(record: dict[str, Any]) -> tuple[str, ...]:
     names = ("sfr_floor", "sfr_live", "sfr_both", "mean_matched_cosine")
     about = record["target"], record["source"], str(record["layer"]), f"{record['seed']} {record['seed_b']}"
     return (*about, *_with_interval(record, "sfr"), *(_number(record[name]) for name in names))
+
+
+def _source_row(contrast: dict[str, Any], results: Results) -> tuple[str, ...]:
+    row = origin_row(contrast, results.agreements)
+    measure = contrast["measure"]
+    low_high = _interval(contrast["ratio_interval"]) if contrast["ratio"] is not None else "undefined"
+    return (
+        contrast["target"],
+        f"{contrast['source']}, {contrast['source_b']}",
+        str(contrast["layer"]),
+        NAMES[measure],
+        *(_number(each[measure]) for each in [*row.within, row.between]),
+        _number(contrast["ratio"]),
+        low_high,
+        _number(row.same_seed and row.same_seed[measure]),
+        VERDICTS[contrast["verdict"]],
+    )
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

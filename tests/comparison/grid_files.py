@@ -9,11 +9,14 @@ import torch
 from conftest import edit_record
 from safetensors.torch import load_file, save_file
 
+from sae_utils.comparison.across import sum_up
+from sae_utils.comparison.coactivation import compare_codes
 from sae_utils.comparison.features import describe_features
 from sae_utils.comparison.groups import ComparisonSettings, group_saes
 from sae_utils.comparison.measuring import measure, read_known
-from sae_utils.comparison.pairs import match_seeds
+from sae_utils.comparison.pairs import match_pairs
 from sae_utils.comparison.results import Results, read_arrays
+from sae_utils.comparison.stability import measure_stability
 from sae_utils.comparison.trained import TrainedSae, find_all_trained
 from sae_utils.comparison.whereabouts import Whereabouts, find_sources_of
 from sae_utils.exclusion import Exclusion
@@ -49,8 +52,16 @@ def arrays(source: str, layer: int) -> dict[str, np.ndarray]:
 def everything() -> dict:
     """All that the comparison wrote: files as bytes, arrays as lists, as an archive has the time in it."""
     files = {path.name: path.read_bytes() for path in sorted(DETAILS.glob("*.json"))}
-    numbers = {path.name: {name: a.tolist() for name, a in read_arrays(path).items()} for path in DETAILS.glob("*.npz")}
+    paths = sorted(DETAILS.rglob("*.npz"))
+    numbers = {str(path): {name: a.tolist() for name, a in read_arrays(path).items()} for path in paths}
     return files | numbers | {name: Path("results", name).read_bytes() for name in ("metrics.json", "metrics.csv")}
+
+
+def pair_arrays(source: str, layer: int, seed: int, source_b: str, seed_b: int) -> dict[str, np.ndarray]:
+    """Arrays of a pair of SAEs, without its record."""
+    name = f"{source}_seed_{seed}_with_{source_b}_seed_{seed_b}.npz"
+    stored = read_arrays(DETAILS / f"tiny_layers.{layer}.pairs" / name)
+    return {name: array for name, array in stored.items() if name != "record"}
 
 
 def sae_record(source: str, layer: int, seed: int) -> dict:
@@ -109,7 +120,11 @@ def compare(saes: Sequence[TrainedSae], results_dir: Path, how: ComparisonSettin
     results = read_known(results_dir, saes, sources)
     for group in group_saes(saes, sources, how):
         measure(group, results)
-        match_seeds(group.saes, results, how.device)
+        match_pairs(group.saes, results, how.device)
+        compare_codes(group, results)
+        measure_stability(group, results)
         describe_features(group, results)
+    results.save()
+    sum_up(results)
     results.save()
     return results

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import load
-from grid_files import LAYERS, LEFT_OUT, SEEDS, SOURCES, arrays, features, held_out_tokens, sae_of
+from grid_files import LAYERS, LEFT_OUT, SEEDS, SOURCES, arrays, features, held_out_tokens, pair_arrays, sae_of
 
 from sae_utils.comparison.features import best_matches
 from sae_utils.evaluation.activations import layer_outputs
@@ -53,9 +53,8 @@ def test_features_repeat_the_arrays(grid):
 
 def test_with_two_seeds_the_partner_of_a_partner_is_oneself(grid):
     for source, layer in itertools.product(SOURCES, LAYERS):
-        stored = arrays(source, layer)
-        pair = {name: array for name, array in stored.items() if name in ("partner_0_1", "cosine_0_1")}
-        first, second = best_matches(0, [0, 1], pair), best_matches(1, [0, 1], pair)
+        pair = {(0, 1): pair_arrays(source, layer, 0, source, 1)}
+        first, second = best_matches(0, pair), best_matches(1, pair)
         assert sorted(first["partner"]) == list(range(48))
         assert second["partner"][first["partner"]].tolist() == list(range(48))
         assert np.array_equal(second["cosine"][first["partner"]], first["cosine"])
@@ -65,15 +64,15 @@ def test_with_two_seeds_the_partner_of_a_partner_is_oneself(grid):
 def test_best_match_is_the_highest_cosine_over_all_other_seeds(grid):
     """Cosines computed again from the weights; the matching read entry by entry, from either side."""
     for source, layer in itertools.product(SOURCES, LAYERS):
-        stored = arrays(source, layer)
+        stored = {(a, b): pair_arrays(source, layer, a, source, b) for a, b in itertools.combinations(SEEDS, 2)}
         decoders = {seed: torch.nn.functional.normalize(sae_of(source, layer, seed).W_dec.data) for seed in SEEDS}
         for seed in SEEDS:
-            found = best_matches(seed, list(SEEDS), stored)
+            found = best_matches(seed, stored)
             for latent in range(48):
                 candidates = []
                 for other in set(SEEDS) - {seed}:
                     a, b = sorted((seed, other))
-                    partner = stored[f"partner_{a}_{b}"].tolist()
+                    partner = stored[a, b]["partner"].tolist()
                     match = partner[latent] if seed == a else partner.index(latent)
                     candidates.append((float(decoders[seed][latent] @ decoders[other][match]), match, other))
                 best = max(candidates)
@@ -87,4 +86,4 @@ def test_best_match_is_the_highest_cosine_over_all_other_seeds(grid):
 
 
 def test_best_match_of_a_single_seed_is_none(grid):
-    assert best_matches(0, [0], arrays("tiny", 0)) is None
+    assert best_matches(0, {(1, 2): pair_arrays("tiny", 0, 1, "tiny", 2)}) is None

@@ -34,7 +34,8 @@ def half_shared(n: int) -> tuple[Tensor, Tensor]:
 def common_direction(n: int) -> tuple[Tensor, Tensor]:
     """All rows lean the same way, some more: those are everybody's nearest, and best candidates say little."""
     a, b = independent(n)
-    return a + 4 * torch.rand(n, 1), b + 4 * torch.rand(n, 1)
+    generator = torch.Generator().manual_seed(n)
+    return tuple(each + 4 * torch.rand(n, 1, generator=generator) for each in (a, b))
 
 
 def few_dimensions(n: int) -> tuple[Tensor, Tensor]:
@@ -166,6 +167,14 @@ def test_exchanging_the_two_inverts_the_matching():
     there, back = match_rows(a, b), match_rows(b, a)
     assert back.partner[there.partner].tolist() == list(range(200))
     assert back.cosine[there.partner] == pytest.approx(there.cosine, abs=1e-6)
+
+
+def test_two_rows_can_always_be_matched():
+    """The solver alone calls some of these impossible: three pairs of two rows, whose cosines are -0.28, 0.92, 0.88."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(1000):
+        a, b = (torch.randn(2, 3, generator=generator) + 2 * torch.rand(2, 1, generator=generator) for _ in range(2))
+        assert sorted(match_rows(a, b, n_candidates=1).partner) == [0, 1]
 
 
 def test_rows_of_zeros_have_cosine_0():

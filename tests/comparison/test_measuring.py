@@ -27,6 +27,7 @@ from grid_files import (
     features,
     held_out_tokens,
     metrics,
+    pair_arrays,
     sae_of,
     sae_record,
     settings,
@@ -39,7 +40,7 @@ from sae_utils.comparison import features as feature_step
 from sae_utils.comparison import groups, measuring, pairs
 from sae_utils.comparison.groups import group_saes
 from sae_utils.comparison.measuring import measure, read_known
-from sae_utils.comparison.pairs import match_seeds
+from sae_utils.comparison.pairs import match_pairs
 from sae_utils.comparison.trained import find_all_trained
 from sae_utils.comparison.whereabouts import find_sources_of
 from sae_utils.evaluation.random_tokens import known_ids, measure_random_firing, random_sequences
@@ -134,12 +135,17 @@ def test_numbers_of_an_sae_are_those_of_the_single_functions(grid, source, layer
 def test_all_details_are_documented_arrays_of_one_value_per_latent(grid):
     """Figures and readers rely on names, shapes and formats."""
     per_seed = {"firing_rate": "float32", "max_activation": "float32", "random_rate": "float32", "is_fake": "bool"}
-    per_pair = {"partner": "int32", "cosine": "float32", "floor_cosine": "float32"}
+    per_seed |= {"stability": "float32"}
+    per_pair = {"partner": "int32"} | dict.fromkeys(
+        ("cosine", "best", "best_b", "floor_cosine", "firing_jaccard", "activation_correlation"), "float32"
+    )
     expected = {f"{name}_{seed}": dtype for name, dtype in per_seed.items() for seed in SEEDS}
-    expected |= {f"{name}_{a}_{b}": dtype for name, dtype in per_pair.items() for a, b in [(0, 1), (0, 2), (1, 2)]}
     for source, layer in itertools.product(SOURCES, LAYERS):
         stored = arrays(source, layer)
         assert {name: str(array.dtype) for name, array in stored.items()} == expected
+        assert {array.shape for array in stored.values()} == {(48,)}
+        stored = pair_arrays(source, layer, 0, "tiny", 1)
+        assert {name: str(array.dtype) for name, array in stored.items()} == per_pair
         assert {array.shape for array in stored.values()} == {(48,)}
 
 
@@ -359,12 +365,15 @@ def test_runs_that_share_a_results_folder_add_to_it(grid):
     for half, results in zip(halves, known, strict=True):
         for group in group_saes(half, sources, settings()):
             measure(group, results)
-            match_seeds(group.saes, results, torch.device("cpu"))
+            match_pairs(group.saes, results, torch.device("cpu"))
         results.save()
     found = metrics()
-    assert {name: found[name] for name in ("saes", "pairs", "datasets")} == {
-        name: expected[name] for name in ("saes", "pairs", "datasets")
-    }
+    assert found["datasets"] == expected["datasets"]
+    assert [each | {"stability": None} for each in found["saes"]] == [
+        each | {"stability": None} for each in expected["saes"]
+    ]
+    within = [each for each in expected["pairs"] if each["kind"] == "within"]
+    assert [each | {"codes": None} for each in found["pairs"]] == [each | {"codes": None} for each in within]
 
 
 @pytest.mark.parametrize("name", ["report.html", "metrics.csv", "metrics.json", "figures/mine.png"])

@@ -5,8 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import edit_record
 
-from sae_utils.comparison.results import Results, check_are_ours, read_arrays, read_results, tidy_csv, write_arrays
+from sae_utils.comparison.results import (
+    CSV_COLUMNS,
+    Results,
+    check_are_ours,
+    pair_key,
+    read_arrays,
+    read_results,
+    tidy_csv,
+    write_arrays,
+)
 from sae_utils.disk import DiskFullError
 from sae_utils.errors import InputError
 
@@ -32,8 +42,9 @@ def sae_of(source: str, layer: int, seed: int, **values) -> dict:
     }
 
 
-def pair_of(source: str, layer: int, seed: int, seed_b: int, **values) -> dict:
-    about = {"target": "tiny", "source": source, "layer": layer, "seed": seed, "seed_b": seed_b}
+def pair_of(source: str, layer: int, seed: int, seed_b: int, source_b: str | None = None, **values) -> dict:
+    about = {"target": "tiny", "source": source, "layer": layer, "seed": seed}
+    about |= {"source_b": source_b or source, "seed_b": seed_b, "kind": "between" if source_b else "within"}
     numbers = {"sfr": 0.5, "sfr_at": {"0.5": 0.7, "0.9": 0.0}, "sfr_live": None, "n_live": 40}
     intervals = {"sfr_interval": [0.25, 0.75], "sfr_at_interval": {"0.5": [0.5, 1.0], "0.9": None}}
     return about | numbers | intervals | {"sfr_live_interval": None, "weights_fingerprints": ["a1", "b2"]} | values
@@ -45,7 +56,7 @@ def results_of(saes: list[dict], pairs: list[dict], folder: Path = Path("results
     for each in saes:
         results.saes[each["target"], each["source"], each["layer"], each["seed"]] = each
     for each in pairs:
-        results.pairs[each["target"], each["source"], each["layer"], each["seed"], each["seed_b"]] = each
+        results.pairs[pair_key(each)] = each
     results.datasets["tiny"] = {"name": "tiny", "kind": "generated", "n_samples": 3, "n_tokens": 50, "quality": None}
     return results
 
@@ -66,9 +77,9 @@ def numbers_in(metrics: dict) -> Iterator[tuple]:
             for end, each in zip(("_low", "_high"), value, strict=True):
                 yield (*where, name.replace("_interval", "") + end, each)
 
-    for record in metrics["saes"] + metrics["pairs"]:
+    for record in metrics["saes"] + metrics["pairs"] + metrics["agreements"] + metrics["contrasts"]:
         rest = dict(record)
-        names = ("target", "source", "layer", "seed", "seed_b")
+        names = ("target", "source", "layer", "seed", "source_b", "seed_b", "kind", "measure")
         identity = tuple(str(rest.pop(name, "")) for name in names)
         for evaluation in rest.pop("evaluations", []):
             values = dict(evaluation)
@@ -83,25 +94,28 @@ def rows_of(path: Path) -> list[tuple]:
 
 def test_csv_by_hand():
     """Nested names by dots; empty cells where a column does not apply; undefined numbers and texts left out."""
-    text = tidy_csv([sae_of("tiny", 7, 0)], [pair_of("tiny", 7, 0, 1)])
+    contrast = {"target": "tiny", "layer": 7, "source": "tiny", "source_b": "other", "measure": "sfr", "ratio": 0.5}
+    saes, pairs = [sae_of("tiny", 7, 0)], [pair_of("tiny", 7, 0, 1, "other")]
+    text = tidy_csv({"saes": saes, "pairs": pairs, "agreements": [], "contrasts": [contrast]})
     assert text.splitlines() == [
-        "target,source,layer,seed,seed_b,eval_source,metric,value",
-        "tiny,tiny,7,0,,tiny,fvu,0.25",
-        "tiny,tiny,7,0,,tiny,firing_rate_quantiles.0.01,0.0",
-        "tiny,tiny,7,0,,tiny,firing_rate_quantiles.0.5,0.1",
-        "tiny,tiny,7,0,,other,firing_rate_quantiles.0.01,0.0",
-        "tiny,tiny,7,0,,other,firing_rate_quantiles.0.5,0.1",
-        "tiny,tiny,7,0,,,n_latents,48",
-        "tiny,tiny,7,0,,,random_tokens.n_tokens,2000",
-        "tiny,tiny,7,0,,,random_tokens.ffr,0.3333333333333333",
-        "tiny,tiny,7,0,1,,sfr,0.5",
-        "tiny,tiny,7,0,1,,sfr_at.0.5,0.7",
-        "tiny,tiny,7,0,1,,sfr_at.0.9,0.0",
-        "tiny,tiny,7,0,1,,n_live,40",
-        "tiny,tiny,7,0,1,,sfr_low,0.25",
-        "tiny,tiny,7,0,1,,sfr_high,0.75",
-        "tiny,tiny,7,0,1,,sfr_at.0.5_low,0.5",
-        "tiny,tiny,7,0,1,,sfr_at.0.5_high,1.0",
+        "target,source,layer,seed,source_b,seed_b,kind,measure,eval_source,metric,value",
+        "tiny,tiny,7,0,,,,,tiny,fvu,0.25",
+        "tiny,tiny,7,0,,,,,tiny,firing_rate_quantiles.0.01,0.0",
+        "tiny,tiny,7,0,,,,,tiny,firing_rate_quantiles.0.5,0.1",
+        "tiny,tiny,7,0,,,,,other,firing_rate_quantiles.0.01,0.0",
+        "tiny,tiny,7,0,,,,,other,firing_rate_quantiles.0.5,0.1",
+        "tiny,tiny,7,0,,,,,,n_latents,48",
+        "tiny,tiny,7,0,,,,,,random_tokens.n_tokens,2000",
+        "tiny,tiny,7,0,,,,,,random_tokens.ffr,0.3333333333333333",
+        "tiny,tiny,7,0,other,1,between,,,sfr,0.5",
+        "tiny,tiny,7,0,other,1,between,,,sfr_at.0.5,0.7",
+        "tiny,tiny,7,0,other,1,between,,,sfr_at.0.9,0.0",
+        "tiny,tiny,7,0,other,1,between,,,n_live,40",
+        "tiny,tiny,7,0,other,1,between,,,sfr_low,0.25",
+        "tiny,tiny,7,0,other,1,between,,,sfr_high,0.75",
+        "tiny,tiny,7,0,other,1,between,,,sfr_at.0.5_low,0.5",
+        "tiny,tiny,7,0,other,1,between,,,sfr_at.0.5_high,1.0",
+        "tiny,tiny,7,,other,,,sfr,,ratio,0.5",
     ]
 
 
@@ -119,7 +133,7 @@ def test_csv_opens_with_pandas():
     pandas = pytest.importorskip("pandas")
     results_of([sae_of("tiny", 7, 0)], [pair_of("tiny", 7, 0, 1)]).save()
     table = pandas.read_csv("results/metrics.csv")
-    assert table.shape == (16, 8)
+    assert table.shape == (16, len(CSV_COLUMNS))
     assert (table["value"].dtype, table["layer"].dtype) == (np.float64, np.int64)
     sfr = table[table["metric"] == "sfr"]
     assert sfr[["seed", "seed_b", "value"]].to_numpy().tolist() == [[0, 1, 0.5]]
@@ -140,13 +154,37 @@ def test_records_are_in_the_order_of_their_names_whenever_they_came():
     pairs = [pair_of("tiny", 7, 0, 2), pair_of("tiny", 7, 1, 2)]
     assert results_of(saes[::-1], pairs).save().read_bytes() == first
     metrics = json.loads(first)
-    assert list(metrics) == ["schema", "saes", "pairs", "datasets", "checksum"]
+    assert list(metrics) == ["schema", "saes", "pairs", "agreements", "contrasts", "datasets", "checksum"]
     assert [(each["layer"], each["seed"]) for each in metrics["saes"]] == [(7, 0), (7, 1), (15, 0), (15, 1)]
 
 
 def test_results_of_another_schema_are_not_taken_over(tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps({"schema": 1, "saes": [{"target": "tiny"}]}))
     assert read_results(tmp_path).saes == read_results(tmp_path / "nowhere").saes == {}
+
+
+def test_saes_of_the_schema_before_are_taken_over_without_their_pairs(tmp_path):
+    """Measuring them takes hours; pairs lack numbers."""
+    results_of([sae_of("tiny", 7, 0)], [pair_of("tiny", 7, 0, 1)], tmp_path).save()
+    edit_record(tmp_path / "metrics.json", schema=3)
+    again = read_results(tmp_path)
+    assert list(again.saes) == [("tiny", "tiny", 7, 0)] and again.pairs == {}
+
+
+def test_what_is_known_of_a_pair_is_beside_its_arrays():
+    """A run that is stopped after a pair has not written metrics.json again."""
+    results, key = Results(Path("results")), ("tiny", "a", 7, 0, "b", 1)
+    record = pair_of("a", 7, 0, 1, "b")
+    assert not results.take_in_pair(key, ["a1", "b2"])
+    results.write_pair(record, {"cosine": np.float32([0.5, 0.25])})
+    assert not results.take_in_pair(key, ["a1", "b3"]), "of other weights"
+    assert results.take_in_pair(key, ["a1", "b2"])
+    assert results.pairs == {key: record} and results.changed == {("tiny", "a"), ("tiny", "b")}
+    assert {name: array.tolist() for name, array in results.pair_arrays(key).items()} == {"cosine": [0.5, 0.25]}
+    path = results.pair_path(key)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(InputError, match=r"with_b_seed_1.npz is damaged"):
+        results.take_in_pair(key, ["a1", "b2"])
 
 
 def test_infinite_numbers_are_refused():

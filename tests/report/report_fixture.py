@@ -1,5 +1,6 @@
 """Results folders made up for the tests of figures and page: random numbers of the right shape, the same each time."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from sae_utils.comparison.stability import intervals_of
+from sae_utils.comparison.across import summaries
+from sae_utils.comparison.agreement import by_firing_rate, intervals_of
+from sae_utils.comparison.matching import Matching
+from sae_utils.comparison.results import Results, pair_key
 from sae_utils.files import write_json
 from sae_utils.paths import cell_name, seed_dir
 
@@ -31,6 +35,19 @@ HOSTILE = [
 ]
 """Tokens that break pages which put them in carelessly."""
 
+OVERLAPS = {"overlap": 0.6, "overlap_b": 0.5, "overlap_random": 0.2, "overlap_random_b": 0.2}
+
+CODES = {
+    "firing_jaccard": 0.3,
+    "firing_jaccard_interval": [0.25, 0.35],
+    "firing_jaccard_shared": 0.7,
+    "firing_jaccard_floor": 0.05,
+    "activation_correlation": 0.4,
+    "activation_correlation_interval": [0.35, 0.45],
+    "activation_correlation_shared": 0.9,
+    "activation_correlation_floor": 0.02,
+}
+
 
 def write_results(
     folder: Path,
@@ -48,30 +65,39 @@ def write_results(
 ) -> Path:
     """Write `results` and `checkpoints` below `folder`, as a finished comparison leaves them; the results folder."""
     rng = np.random.default_rng(0)
-    results, metrics = folder / "results", {"schema": 3, "saes": [], "pairs": [], "datasets": []}
+    results, metrics = folder / "results", {"schema": 4, "saes": [], "pairs": []}
+    metrics |= {"agreements": [], "contrasts": [], "datasets": []}
     (results / "details").mkdir(parents=True)
-    all_sources = [*sources, *text_sources]
-    for target in targets:
-        for source in all_sources:
-            for layer in layers:
-                seeds = range(n_seeds)
-                for seed in seeds:
-                    path = seed_dir(folder / "checkpoints", target, source, seed) / f"layers.{layer}"
-                    base = {"target": target, "source": source, "layer": layer, "seed": seed, "path": str(path)}
-                    metrics["saes"].append(base | sae_numbers(rng, base, all_sources, n_latents, n_train_tokens))
-                    write_curves(rng, path.parent, layers, seed, n_train_tokens)
-                pairs = [(a, b) for a in seeds for b in seeds if a < b]
-                arrays = detail_arrays(rng, seeds, pairs, n_latents)
-                metrics["pairs"] += [
-                    {"target": target, "source": source, "layer": layer} | pair_numbers(arrays, a, b) for a, b in pairs
-                ]
-                stem = results / "details" / f"{cell_name(target, source)}_layers.{layer}"
-                np.savez(f"{stem}.npz", **arrays)
-                write_json(Path(f"{stem}.features.json"), features(rng, arrays, seeds, n_features, n_contexts, hostile))
+    all_sources, seeds = [*sources, *text_sources], range(n_seeds)
+    for target, layer in itertools.product(targets, layers):
+        of_sources = {source: detail_arrays(rng, seeds, n_latents) for source in all_sources}
+        for source, seed in itertools.product(all_sources, seeds):
+            path = seed_dir(folder / "checkpoints", target, source, seed) / f"layers.{layer}"
+            base = {"target": target, "source": source, "layer": layer, "seed": seed, "path": str(path)}
+            numbers = sae_numbers(rng, base, all_sources, n_latents, n_train_tokens)
+            metrics["saes"].append(base | numbers | {"stability": stability(rng, base, all_sources, n_seeds)})
+            write_curves(rng, path.parent, layers, seed, n_train_tokens)
+        pairs = make_pairs(rng, {"target": target, "layer": layer}, of_sources, results)
+        records = [record for record, _ in pairs]
+        metrics["pairs"] += records
+        found = summaries(records, {pair_key(record): arrays for record, arrays in pairs})
+        about = {"target": target, "layer": layer, "n_latents": n_latents, "of": "0123"}
+        for name, summary in zip(("agreements", "contrasts"), found, strict=True):
+            metrics[name] += [about | each for each in summary]
+        for source, arrays in of_sources.items():
+            stem = results / "details" / f"{cell_name(target, source)}_layers.{layer}"
+            np.savez(f"{stem}.npz", **arrays)
+            within = {
+                (each["seed"], each["seed_b"]): of_pair
+                for each, of_pair in pairs
+                if each["source"] == each["source_b"] == source
+            }
+            shown = features(rng, arrays, within, seeds, n_features, n_contexts, hostile)
+            write_json(Path(f"{stem}.features.json"), shown)
     metrics["datasets"] = [dataset_record(rng, name, "generated") for name in sources]
     metrics["datasets"] += [dataset_record(rng, name, "text") for name in text_sources]
     write_json(results / "metrics.json", metrics)
-    (results / "metrics.csv").write_text("target,source,layer,seed,seed_b,eval_source,metric,value\n")
+    (results / "metrics.csv").write_text("target,source,layer,seed,source_b,seed_b,kind,measure,eval_source,metric\n")
     return results
 
 
@@ -175,10 +201,30 @@ def write_curves(rng: np.random.Generator, folder: Path, layers: Sequence[int], 
             file.write(json.dumps({"tokens": step * n_tokens // 400, **fall}) + "\n")
 
 
-def detail_arrays(
-    rng: np.random.Generator, seeds: Sequence[int], pairs: Sequence[tuple[int, int]], n_latents: int
-) -> dict[str, np.ndarray]:
-    """The arrays of an npz file."""
+def stability(
+    rng: np.random.Generator, base: dict[str, Any], sources: Sequence[str], n_seeds: int
+) -> dict[str, Any] | None:
+    """How often latents come back; None with fewer than three seeds."""
+    if n_seeds < 3:
+        return None
+    mean = float(rng.uniform(0.2, 0.4))
+    elsewhere = {"mean": mean * 0.8, "mean_stable": 0.7, "mean_unstable": 0.1}
+    return {
+        "n_others": n_seeds - 1,
+        "mean": mean,
+        "mean_live": mean,
+        "shares": {"0": 0.6, "1": 0.1, "2": 0.3},
+        "stable_share": mean,
+        "floor": 0.01,
+        "elsewhere": {source: elsewhere for source in sources if source != base["source"]},
+        "of": [[seed, "a1"] for seed in range(n_seeds) if seed != base["seed"]],
+        "fvu_of_stable": 0.4,
+        "explained_share": 0.85,
+    }
+
+
+def detail_arrays(rng: np.random.Generator, seeds: Sequence[int], n_latents: int) -> dict[str, np.ndarray]:
+    """The arrays of a source and layer."""
     arrays = {}
     for seed in seeds:
         rates = (10 ** rng.normal(-1.9, 0.7, n_latents)).clip(0, 1) * (rng.random(n_latents) > 0.1)
@@ -186,30 +232,61 @@ def detail_arrays(
         arrays[f"max_activation_{seed}"] = (rng.gamma(3, 4, n_latents) * (rates > 0)).astype(np.float32)
         arrays[f"random_rate_{seed}"] = rng.beta(0.3, 9, n_latents).astype(np.float32)
         arrays[f"is_fake_{seed}"] = arrays[f"random_rate_{seed}"] > 0.1
-    for a, b in pairs:
-        arrays[f"partner_{a}_{b}"] = rng.permutation(n_latents).astype(np.int32)
-        is_found = rng.random(n_latents) < 0.35
-        cosines = np.where(is_found, rng.beta(12, 2, n_latents), rng.beta(4, 8, n_latents))
-        arrays[f"cosine_{a}_{b}"] = cosines.astype(np.float32)
-        arrays[f"floor_cosine_{a}_{b}"] = rng.normal(0.14, 0.02, n_latents).astype(np.float32)
     return arrays
 
 
-def pair_numbers(arrays: dict[str, np.ndarray], a: int, b: int) -> dict[str, Any]:
+def make_pairs(
+    rng: np.random.Generator, about: dict[str, Any], of_sources: dict[str, dict[str, np.ndarray]], results: Path
+) -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+    """Records and arrays of all pairs of SAEs of a target and layer, which are also written."""
+    seeds = [int(name.split("_")[-1]) for name in next(iter(of_sources.values())) if name.startswith("is_fake")]
+    pairs = []
+    for (source, seed), (source_b, seed_b) in itertools.combinations(itertools.product(of_sources, seeds), 2):
+        kind = "within" if source == source_b else "same_seed" if seed == seed_b else "between"
+        share = {"within": 0.35, "between": 0.25, "same_seed": 0.45}[kind]
+        rates = of_sources[source][f"firing_rate_{seed}"], of_sources[source_b][f"firing_rate_{seed_b}"]
+        arrays = pair_arrays(rng, len(rates[0]), share)
+        record = about | {"source": source, "seed": seed, "source_b": source_b, "seed_b": seed_b, "kind": kind}
+        record |= pair_numbers(arrays, *rates) | {"weights_fingerprints": ["a1", "b2"]}
+        Results(results).write_pair(record, arrays)
+        pairs.append((record, arrays))
+    return pairs
+
+
+def pair_arrays(rng: np.random.Generator, n_latents: int, share: float) -> dict[str, np.ndarray]:
+    """The arrays of a pair of SAEs with a share of latents in common."""
+    is_found = rng.random(n_latents) < share
+    cosines = np.where(is_found, rng.beta(12, 2, n_latents), rng.beta(4, 8, n_latents)).astype(np.float32)
+    return {
+        "partner": rng.permutation(n_latents).astype(np.int32),
+        "cosine": cosines,
+        "best": cosines,
+        "best_b": cosines,
+        "floor_cosine": rng.normal(0.14, 0.02, n_latents).astype(np.float32),
+    }
+
+
+def pair_numbers(arrays: dict[str, np.ndarray], rates: np.ndarray, rates_b: np.ndarray) -> dict[str, Any]:
     """A pair record without what identifies it, true to the arrays where they say."""
-    cosines, floor = arrays[f"cosine_{a}_{b}"], arrays[f"floor_cosine_{a}_{b}"]
-    live = arrays[f"firing_rate_{a}"] > 0
+    cosines, floor = arrays["cosine"], arrays["floor_cosine"]
+    live, n_latents = rates > 0, len(cosines)
+    matching = Matching(arrays["partner"].astype(np.int64), cosines, cosines, cosines)
     numbers = {
-        "seed": a,
-        "seed_b": b,
-        "n_latents": len(cosines),
+        "n_latents": n_latents,
         "sfr": float((cosines > 0.7).mean()),
+        "sfr_top1": float((cosines > 0.7).mean()),
+        "sfr_top1_b": float((cosines > 0.7).mean()),
+        "sfr_top1_floor": 0.0,
+        "mean_matched_cosine_live": float(cosines[live].mean(dtype=np.float64)),
+        "by_firing_rate": by_firing_rate(matching, rates, rates_b),
+        "unstable": {"n": 9, "n_b": 9, "rank": 5, "rank_b": 5} | OVERLAPS,
+        "codes": {"tokens": [["tiny-model", "0123"]]} | CODES,
         "sfr_both": float((cosines > 0.7).mean() * 0.8),
         "mean_matched_cosine": float(cosines.mean(dtype=np.float64)),
         "sfr_at": {str(t): float((cosines > t).mean()) for t in (0.5, 0.6, 0.7, 0.8, 0.9)},
         "sfr_live": float((cosines[live] > 0.7).mean()),
         "n_live": int(live.sum()),
-        "n_live_b": int((arrays[f"firing_rate_{b}"] > 0).sum()),
+        "n_live_b": int((rates_b > 0).sum()),
         "sfr_floor": float((floor > 0.7).mean()),
         "mean_matched_cosine_floor": float(floor.mean(dtype=np.float64)),
     }
@@ -219,6 +296,7 @@ def pair_numbers(arrays: dict[str, np.ndarray], a: int, b: int) -> dict[str, Any
 def features(
     rng: np.random.Generator,
     arrays: dict[str, np.ndarray],
+    pairs: dict[tuple[int, int], dict[str, np.ndarray]],
     seeds: Sequence[int],
     n_features: int,
     n_contexts: int,
@@ -228,15 +306,23 @@ def features(
     chosen = {"seeds": {}, "n_latents": len(arrays["firing_rate_0"]), "how_chosen": "Drawn at random, for the tests."}
     for seed in seeds:
         latents = sorted(rng.choice(chosen["n_latents"], n_features, replace=False).tolist())
-        chosen["seeds"][str(seed)] = [feature(rng, arrays, seed, latent, n_contexts, hostile) for latent in latents]
+        chosen["seeds"][str(seed)] = [
+            feature(rng, arrays, pairs, seed, latent, n_contexts, hostile) for latent in latents
+        ]
     return chosen
 
 
 def feature(
-    rng: np.random.Generator, arrays: dict[str, np.ndarray], seed: int, latent: int, n_contexts: int, hostile: bool
+    rng: np.random.Generator,
+    arrays: dict[str, np.ndarray],
+    pairs: dict[tuple[int, int], dict[str, np.ndarray]],
+    seed: int,
+    latent: int,
+    n_contexts: int,
+    hostile: bool,
 ) -> dict[str, Any]:
     """One entry of a features file."""
-    found = best_match(arrays, seed, latent)
+    found = best_match(pairs, seed, latent)
     return {
         "latent": latent,
         "firing_rate": float(arrays[f"firing_rate_{seed}"][latent]),
@@ -250,18 +336,17 @@ def feature(
     }
 
 
-def best_match(arrays: dict[str, np.ndarray], seed: int, latent: int) -> tuple[float, int, int] | None:
+def best_match(
+    pairs: dict[tuple[int, int], dict[str, np.ndarray]], seed: int, latent: int
+) -> tuple[float, int, int] | None:
     """Highest cosine of a latent over the other seeds, its partner, and the partner's seed."""
     matches = []
-    for name in arrays:
-        if not name.startswith("partner_"):
-            continue
-        a, b = map(int, name.split("_")[1:])
+    for (a, b), arrays in pairs.items():
         if seed == a:
-            matches.append((float(arrays[f"cosine_{a}_{b}"][latent]), int(arrays[name][latent]), b))
+            matches.append((float(arrays["cosine"][latent]), int(arrays["partner"][latent]), b))
         elif seed == b:
-            other = int(np.flatnonzero(arrays[name] == latent)[0])
-            matches.append((float(arrays[f"cosine_{a}_{b}"][other]), other, a))
+            other = int(np.flatnonzero(arrays["partner"] == latent)[0])
+            matches.append((float(arrays["cosine"][other]), other, a))
     return max(matches) if matches else None
 
 

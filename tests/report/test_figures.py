@@ -23,6 +23,8 @@ ALL = {
     "training_fvu",
     "by_position",
     "matched_cosines",
+    "source_agreement",
+    "agreement_by_rate",
     "sources_fvu",
     "sources_ce_recovered",
     "firing_rates",
@@ -72,6 +74,8 @@ def test_a_larger_grid_has_a_panel_for_each_comparison_or_target_and_layer(tmp_p
         "training_fvu": groups,
         "by_position": 2 * groups,
         "matched_cosines": comparisons,
+        "source_agreement": 2 * groups,
+        "agreement_by_rate": groups,
         "sources_fvu": groups,
         "sources_ce_recovered": groups,
         "firing_rates": groups,
@@ -91,7 +95,7 @@ def test_without_details_and_curves_the_records_alone_are_drawn(results):
 
 
 def test_details_missing_for_one_comparison_leave_out_that_panel(results):
-    next((results / "details").glob("*layers.7.npz")).unlink()
+    next((results / "details").rglob("corpus_seed_0_with_corpus_seed_1.npz")).unlink()
     charts = {chart.name: chart for chart in make_charts(read_findings(results))}
     assert len(charts["matched_cosines"].panels) == 3
 
@@ -312,7 +316,7 @@ def test_what_is_wrong_with_a_results_folder_is_said(tmp_path):
     with pytest.raises(MissingInputError, match=r"no metrics\.json; run train_sae\.py"):
         write_figures(tmp_path)
     (tmp_path / "metrics.json").write_text('{"schema": 1, "saes": []}')
-    with pytest.raises(InputError, match="schema 3 and at least one SAE, got schema 1 and 0 SAEs"):
+    with pytest.raises(InputError, match="schema 4 and at least one SAE, got schema 1 and 0 SAEs"):
         write_figures(tmp_path)
     assert not (tmp_path / "figures").exists()
     (tmp_path / "metrics.jsonl").write_text('{"tokens": 1}\n{"tok')

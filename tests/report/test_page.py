@@ -81,7 +81,8 @@ def test_every_number_of_the_answer_table_is_the_records(tmp_path):
     assert set(answers) == {(source, layer) for source in ("tiny-model", "corpus") for layer in (7, 15)}
     for (source, layer), shown in answers.items():
         saes = [sae for sae in metrics["saes"] if (sae["source"], sae["layer"]) == (source, layer)]
-        pairs = [pair for pair in metrics["pairs"] if (pair["source"], pair["layer"]) == (source, layer)]
+        pairs = [pair for pair in metrics["pairs"] if pair["source"] == pair["source_b"] == source]
+        pairs = [pair for pair in pairs if pair["layer"] == layer]
         own = [each for sae in saes for each in sae["evaluations"] if each["eval_source"] == source]
         assert (len(saes), len(pairs), len(own)) == (3, 3, 3)
         ratios = [pair["sfr"] for pair in pairs]

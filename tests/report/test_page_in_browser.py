@@ -69,9 +69,9 @@ def test_browser_sorts_filters_and_chooses(opened):
     features = data(opened, 0)
     assert numbers(opened) == by(features, lambda each: -each["rate"], lambda each: each["latent"])[:20]
     choose(opened, "sort", "shared")
-    assert numbers(opened) == by(features, lambda each: -each["cosine"])[:20]
+    assert numbers(opened) == by(features, lambda each: -each["cosine"], lambda each: -each["rate"])[:20]
     choose(opened, "sort", "unshared")
-    assert numbers(opened) == by(features, lambda each: each["cosine"])[:20]
+    assert numbers(opened) == by(features, lambda each: each["cosine"], lambda each: -each["rate"])[:20]
     choose(opened, "sort", "fake")
     n_fake = sum(feature["fake"] for feature in features)
     assert numbers(opened) == by(features, lambda each: not each["fake"], lambda each: -each["randomRate"])[:20]

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from sae_utils.comparison.results import Results, sae_key
+from sae_utils.comparison.results import Results, pair_key, sae_key
 from sae_utils.report.tables import results_tables, wandb_summary
 
 
@@ -26,8 +26,9 @@ def sae_record(source: str, layer: int, seed: int, **own) -> dict:
 
 
 def pair_record(source: str, layer: int, **values) -> dict:
-    about = {"target": "tiny", "source": source, "layer": layer, "seed": 0, "seed_b": 1}
+    about = {"target": "tiny", "source": source, "layer": layer, "seed": 0, "source_b": source, "seed_b": 1}
     numbers = {"sfr": 0.5, "sfr_both": 0.4, "sfr_live": 0.625, "sfr_floor": 0.0, "mean_matched_cosine": 0.71236}
+    numbers |= {"sfr_top1": 0.55}
     numbers |= {"sfr_at": {"0.5": 0.6}, "mean_matched_cosine_floor": 0.2, "sfr_interval": [0.4381, 0.56]}
     return about | numbers | values
 
@@ -35,9 +36,7 @@ def pair_record(source: str, layer: int, **values) -> dict:
 def results_of(saes: list[dict], pairs: list[dict]) -> Results:
     results = Results(Path("results"))
     results.saes = {(each["target"], each["source"], each["layer"], each["seed"]): each for each in saes}
-    results.pairs = {
-        (each["target"], each["source"], each["layer"], each["seed"], each["seed_b"]): each for each in pairs
-    }
+    results.pairs = {pair_key(each): each for each in pairs}
     return results
 
 
@@ -63,10 +62,10 @@ def test_tables_by_hand():
         "tiny    other      15     0  undefined         undefined       0.3100     undefined         undefined  100.0%"
         "  1.25%  [1.00%, 2.00%]  checkpoints/tiny_from_other_seed_0/layers.15",
         "",
-        "target  source  layer  seeds     SFR      95% interval   floor   SFR live  SFR both  mean cosine",
-        "------  ------  -----  -----  ------  ----------------  ------  ---------  --------  -----------",
-        "tiny    other      15  0 1    0.5000         undefined  0.0000     0.6250    0.4000       0.7124",
-        "tiny    tiny        7  0 1    0.5000  [0.4381, 0.5600]  0.0000  undefined    0.4000       0.7124",
+        "target  source  layer  seeds     SFR      95% interval   floor   SFR live  SFR both  PW-MCC",
+        "------  ------  -----  -----  ------  ----------------  ------  ---------  --------  ------",
+        "tiny    other      15  0 1    0.5000         undefined  0.0000     0.6250    0.4000  0.7124",
+        "tiny    tiny        7  0 1    0.5000  [0.4381, 0.5600]  0.0000  undefined    0.4000  0.7124",
     ]
 
 
@@ -102,6 +101,52 @@ def test_records_from_before_intervals_and_diverged_saes_have_a_line():
     assert of_diverged.split()[4:] == ["diverged", saes[1]["path"]]
 
 
+def contrast_record(**values) -> dict:
+    about = {"target": "tiny", "layer": 7, "n_latents": 48, "source": "other", "source_b": "tiny", "measure": "sfr"}
+    numbers = {"within": 0.55, "between": 0.25, "ratio": 0.4545, "ratio_interval": [0.4, 0.5], "verdict": "lower"}
+    return about | numbers | values
+
+
+def agreement_record(source: str, source_b: str, kind: str, sfr: float) -> dict:
+    about = {"target": "tiny", "layer": 7, "n_latents": 48, "source": source, "source_b": source_b, "kind": kind}
+    return about | {"sfr": sfr, "mean_matched_cosine": sfr / 2}
+
+
+def test_sources_by_hand():
+    """Agreement within each source and between them, and what it says; of the sources of the run alone."""
+    saes = [sae_record(source, 7, seed) for source in ("other", "tiny") for seed in (0, 1)]
+    results = results_of(saes, [pair_record("tiny", 7), pair_record("other", 7, source_b="tiny", seed_b=0)])
+    results.agreements = [
+        agreement_record("other", "other", "within", 0.5),
+        agreement_record("tiny", "tiny", "within", 0.6),
+        agreement_record("other", "tiny", "between", 0.25),
+    ]
+    undefined = {"ratio": None, "ratio_interval": None, "verdict": "at_floor"}
+    results.contrasts = [contrast_record(), contrast_record(measure="mean_matched_cosine", **undefined)]
+    text = results_tables(results, keys(saes))
+    assert text.splitlines()[-4:] == [
+        "target  sources      layer  number  within 1st  within 2nd  between      ratio      95% interval  same seed"
+        "  between, against within",
+        "------  -----------  -----  ------  ----------  ----------  -------  ---------  ----------------  ---------"
+        "  -----------------------",
+        "tiny    other, tiny      7  SFR         0.5000      0.6000   0.2500     0.4545  [0.4000, 0.5000]  undefined"
+        "  less than within",
+        "tiny    other, tiny      7  PW-MCC      0.2500      0.3000   0.1250  undefined         undefined  undefined"
+        "  at the floor",
+    ]
+    assert text.count("seeds") == 1 and "0 0" not in text, "a pair of two sources is not one of two seeds"
+    assert "within 1st" not in results_tables(results, keys(saes[:2]))
+
+
+def test_a_pair_of_two_sources_is_in_the_summary_of_both():
+    """The seed of the run's own source comes first."""
+    between = pair_record("other", 7, source_b="tiny", sfr=0.25)
+    results = results_of([], [between])
+    assert wandb_summary(results, "tiny", "other")["agreement_with/tiny/sfr/layers.7/seeds_0_1"] == 0.25
+    assert wandb_summary(results, "tiny", "tiny")["agreement_with/other/sfr/layers.7/seeds_1_0"] == 0.25
+    assert wandb_summary(results, "tiny", "third") == {}
+
+
 def test_one_seed_has_no_table_of_pairs():
     saes = [sae_record("tiny", 7, 0)]
     assert "SFR" not in results_tables(results_of(saes, []), keys(saes))
@@ -126,6 +171,7 @@ def test_summary_for_wandb_by_hand():
         "random_tokens/n_fake/layers.7/seed_1": 3,
         "agreement/sfr/layers.7/seeds_0_1": 0.5,
         "agreement/sfr_both/layers.7/seeds_0_1": 0.4,
+        "agreement/sfr_top1/layers.7/seeds_0_1": 0.55,
         "agreement/sfr_floor/layers.7/seeds_0_1": 0.0,
         "agreement/mean_matched_cosine/layers.7/seeds_0_1": 0.71236,
     }
