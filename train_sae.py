@@ -64,7 +64,22 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="TEXTS",
         help="control corpora as further sources: .txt (one text a line), .jsonl, .parquet, a folder made by "
-        "save_to_disk, or a hub id (ID:CONFIGURATION where it has several); texts in the column `text`",
+        "save_to_disk, or a hub id (ID:CONFIGURATION where it has several); texts in the column `text`, or token ids "
+        "in `input_ids`",
+    )
+    data.add_argument(
+        "--text_tokens",
+        type=int,
+        default=None,
+        help="tokens to take from the beginning of each corpus; not given, about as many as the smallest generated "
+        "data set has",
+    )
+    data.add_argument(
+        "--controls",
+        nargs="*",
+        choices=["shuffled"],
+        default=[],
+        help="further sources made of each: shuffled has the same rows with the tokens of each in random order",
     )
     data.add_argument("--dataset_seed", type=int, default=4, help="seed that the data sets were generated with")
     data.add_argument("--dataset_temperature", type=float, default=1.0, help="temperature they were generated with")
@@ -332,9 +347,11 @@ def whole_names(args: argparse.Namespace, models: Sequence[str]) -> tuple[str, .
 
 def packs_of(args: argparse.Namespace) -> "Packs":
     """Packed sequences: beside the data sets, or where else may be written."""
+    from sae_utils.distributed import find_launch
     from sae_utils.sources.packs import Packs
 
-    return Packs((args.datasets_dir, args.checkpoint_dir, args.results_dir))
+    places = args.datasets_dir, args.checkpoint_dir, args.results_dir
+    return Packs(places, quiet=args.quiet or not find_launch().is_main)
 
 
 def grid_choice(args: argparse.Namespace) -> "GridChoice":
@@ -354,6 +371,8 @@ def grid_choice(args: argparse.Namespace) -> "GridChoice":
             temperature=args.dataset_temperature,
             top_p=args.dataset_top_p,
             corpora=tuple(args.text_datasets),
+            text_tokens=args.text_tokens,
+            controls=tuple(args.controls),
         ),
         n_seeds=args.num_seeds,
         size=DictionarySize(args.expansion_factor, args.num_latents),

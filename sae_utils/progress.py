@@ -14,7 +14,13 @@ LOG_FILE_INTERVAL_SEC = 20.0
 """Time between updates of a bar that goes to a file and not to a terminal."""
 
 
-def token_bar(description: str, *, total: int | None, initial: int = 0, quiet: bool = False) -> tqdm:
+PATIENCE_SEC = 5.0
+"""Waits that are over sooner need no bar, where most of them are."""
+
+
+def token_bar(
+    description: str, *, total: int | None, initial: int = 0, quiet: bool = False, patience_sec: float = 0.0
+) -> tqdm:
     """A progress bar that counts tokens.
 
     Args:
@@ -22,6 +28,7 @@ def token_bar(description: str, *, total: int | None, initial: int = 0, quiet: b
         total: Tokens when done, if known.
         initial: Tokens done before this run; not counted in the rate.
         quiet: Show nothing.
+        patience_sec: Show nothing of what is done sooner.
     """
     return tqdm(
         desc=description,
@@ -31,6 +38,7 @@ def token_bar(description: str, *, total: int | None, initial: int = 0, quiet: b
         unit_scale=True,
         disable=quiet,
         dynamic_ncols=True,
+        delay=patience_sec,
         mininterval=0.2 if sys.stderr.isatty() else LOG_FILE_INTERVAL_SEC,
     )
 

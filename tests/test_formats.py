@@ -40,6 +40,7 @@ PLACEHOLDERS = {
     "times": r"\d+",
     "rate": r"never|0|0\.\d+|1e-05",
     "source": r"tiny|corpus",
+    "n_rows": r"\d+",
 }
 """What stands for `<...>` in a field's name."""
 
@@ -327,6 +328,17 @@ def test_columns_are_those_that_are_documented(pattern, heading):
         for name, each in features.items()
     }
     assert kinds == documented(heading)
+
+
+def test_the_beginning_of_a_corpus():
+    """What `datasets` says of a place is its own."""
+    (path,) = Path("datasets/.packed/texts/excerpts").glob("corpus_*/excerpt.json")
+    record = read(str(path))
+    for piece in record["pieces"]:
+        piece["place"] = {}
+    compare_fields(record, documented("The beginning of a corpus"))
+    rows, tokens = (Dataset.from_file(str(next(path.parent.glob(f"{kind}_*")))) for kind in ("rows", "tokens"))
+    assert (rows.features["text"].dtype, tokens.features["input_ids"].feature.dtype) == ("string", "int32")
 
 
 def test_packed_sequences():

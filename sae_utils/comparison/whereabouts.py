@@ -12,8 +12,10 @@ from sae_utils.comparison.trained import TrainedSae
 from sae_utils.errors import InputError, MissingInputError
 from sae_utils.generated_data import RECORD_FILE, Form
 from sae_utils.paths import DatasetKey, short_name
-from sae_utils.sources.catalog import Source, cut_source, find_corpus, read_generated
+from sae_utils.sources.catalog import beginning_of, find_corpus
+from sae_utils.sources.controls import control_name, shuffled
 from sae_utils.sources.corpora import corpus_name
+from sae_utils.sources.origins import Source, cut_source, read_generated
 from sae_utils.sources.packs import Packs
 
 
@@ -49,13 +51,13 @@ class Whereabouts:
             MissingInputError: If it is nowhere.
             InputError: If what is there is something else.
         """
-        recorded, fingerprint = sae.run["dataset"], sae.run["dataset_fingerprint"]
+        recorded, fingerprint = sae.run["dataset"], _base_fingerprint(sae)
         found = []
         for source in self._candidates(sae):
             if source.fingerprint == fingerprint:
-                return source
+                return _as_trained_on(source, sae)
             if source.is_generated and (form := _recorded_form(sae)) and (cut := cut_source(source, form)):
-                return cut
+                return _as_trained_on(cut, sae)
             found.append(source)
         if found:
             raise InputError(
@@ -77,10 +79,17 @@ class Whereabouts:
         yield from map(read_generated, dict.fromkeys(folders))
         if folders or (DatasetKey.from_folder(name) and not Path(recorded).exists()):
             return
-        named = [corpus for corpus in self.corpora if corpus_name(corpus) == sae.record["source"]]
+        is_control = sae.run.get("dataset_control") is not None
+        names = {each: corpus_name(each) for each in self.corpora}
+        called = {each: control_name(name) if is_control else name for each, name in names.items()}
+        named = [each for each, name in called.items() if name == sae.record["source"]]
         there = [each for each in [recorded, *beside] if Path(each).exists()]
         for each in dict.fromkeys([*named, *(there or [recorded])]):
-            yield find_corpus(each, self.packs)
+            if (form := _recorded_form(sae)) is None:
+                yield find_corpus(each, self.packs)
+            else:  # nothing is read: packed sequences are found by the fingerprint, and texts held against it
+                about = sae.run["dataset_column"], sae.run["dataset_tokenizer"]
+                yield beginning_of(each, form.n_samples, form.fingerprint, *about)
 
 
 def find_sources_of(saes: Sequence[TrainedSae], where: Whereabouts) -> dict[tuple[str, str], Source]:
@@ -114,4 +123,15 @@ def _beside(sae: TrainedSae, name: str) -> list[str]:
 def _recorded_form(sae: TrainedSae) -> Form | None:
     """How much of its data set there was when an SAE was trained; None if that was not recorded."""
     form = sae.run.get("dataset_form")
-    return Form(**form, fingerprint=sae.run["dataset_fingerprint"]) if form else None
+    return Form(**form, fingerprint=_base_fingerprint(sae)) if form else None
+
+
+def _base_fingerprint(sae: TrainedSae) -> str:
+    """Fingerprint of the data that an SAE was trained on, or of what these are a control of."""
+    control = sae.run.get("dataset_control")
+    return control["of"] if control else sae.run["dataset_fingerprint"]
+
+
+def _as_trained_on(source: Source, sae: TrainedSae) -> Source:
+    """A source, or the control that is made of it."""
+    return shuffled(source) if sae.run.get("dataset_control") else source

@@ -1,79 +1,44 @@
 """Sources of training: data sets found on disk, checked, and turned into packed sequences for a target model."""
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from sae_utils.errors import InputError, MissingInputError
-from sae_utils.generated_data import (
-    RECORD_FILE,
-    Form,
-    OtherSamplesError,
-    cut_to_form,
-    open_samples,
-    read_generation_record,
-)
+from sae_utils.errors import InputError, MissingInputError, check_positive
+from sae_utils.generated_data import RECORD_FILE
 from sae_utils.models import fingerprint_tokenizer
 from sae_utils.paths import DatasetKey, find_datasets, short_name
-from sae_utils.sources.corpora import TEXT_COLUMN, corpus_name, explained, fingerprint_texts, load_texts
-from sae_utils.sources.documents import sampled_documents, tokenized_documents
+from sae_utils.sources.controls import SHUFFLED, control_name, shuffle_rows, shuffled
+from sae_utils.sources.corpora import (
+    TEXT_COLUMN,
+    corpus_name,
+    explained,
+    fingerprint_texts,
+    is_hub_id,
+    load_texts,
+)
+from sae_utils.sources.documents import sampled_documents, shown, tokenized_documents
+from sae_utils.sources.excerpts import Excerpt
+from sae_utils.sources.ids import check_tokenizer
 from sae_utils.sources.joining import find_delimiters
+from sae_utils.sources.origins import Source, open_source, read_generated
 from sae_utils.sources.packs import Packed, Packs
+from sae_utils.sources.pieces import Ruler
+from sae_utils.sources.streams import IDS_COLUMN, open_stream
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Source:
-    """A data set to train on."""
+MARGIN = 1 / 16
+"""How many more tokens are taken of a corpus than the smallest generated data set has, as a share of these.
 
-    name: str
-    """What files and tables call it: the short name of the model that wrote it, or the corpus' name."""
-
-    reference: str
-    """Folder of a generated data set; file, folder or hub id of a corpus."""
-
-    n_samples: int
-    """Texts in it."""
-
-    n_tokens: int | None
-    """Tokens in it, as sampled; None for a corpus, which has none of its own."""
-
-    fingerprint: str
-    """Hash of its token ids, or of a corpus' texts."""
-
-    tokenizer_fingerprint: str | None = None
-    """Hash of the vocabulary its ids belong to; None for a corpus."""
-
-    eos_ids: tuple[int, ...] = ()
-    """Tokens that may end a sample; none for a corpus."""
-
-    last_text: str | None = None
-    """Text of the last sample, if a token budget cut it."""
-
-    @property
-    def is_generated(self) -> bool:
-        """Whether it was sampled from a model and so has ids of its own."""
-        return self.tokenizer_fingerprint is not None
-
-    def is_tokenized_again(self, tokenizer: PreTrainedTokenizerBase) -> bool:
-        """Whether its ids mean something else to a target, so that its texts are read with the target's tokenizer."""
-        return self.is_generated and self.tokenizer_fingerprint != fingerprint_tokenizer(tokenizer)
-
-    @property
-    def form(self) -> Form:
-        """How much of a generated data set it is."""
-        return Form(self.n_samples, self.n_tokens, self.fingerprint, self.last_text)
-
-    @property
-    def label(self) -> str:
-        """Name of its folder, file or hub id, with what tells it from others of the same name."""
-        return Path(self.reference).name
+As many tokens may fill a few rows fewer, and the smallest source decides for all.
+"""
 
 
 @dataclass(frozen=True)
@@ -99,11 +64,20 @@ class SourceChoice:
     """Nucleus mass that they were generated with."""
 
     corpora: tuple[str, ...] = ()
-    """Files, folders or hub ids of text corpora."""
+    """Files, folders or hub ids of corpora."""
+
+    text_tokens: int | None = None
+    """Tokens to take of each corpus, at least; None for about as many as the smallest generated data set has."""
+
+    controls: tuple[str, ...] = ()
+    """Controls that are made of every source."""
 
     def __post_init__(self) -> None:
         names = [short_name(model) for model in self.models] + [corpus_name(each) for each in self.corpora]
         check_distinct(names, "--source_models and --text_datasets")
+        if SHUFFLED in self.controls:
+            check_distinct(names + list(map(control_name, names)), "--source_models, --text_datasets and --controls")
+        check_positive(text_tokens=self.text_tokens)
         if not names:
             raise InputError("nothing to train on: --source_models is empty and no --text_datasets are given")
 
@@ -118,8 +92,12 @@ def check_distinct(names: Sequence[str], flag: str) -> None:
         raise InputError(f"{flag} must have different short names, got {' '.join(names)}; results would share a folder")
 
 
-def find_sources(choice: SourceChoice) -> list[Source]:
-    """The generated data sets of the source models, and the text corpora.
+def find_sources(choice: SourceChoice, ruler: Ruler) -> list[Source]:
+    """The generated data sets of the source models, the corpora, read as far as they are needed, and their controls.
+
+    Args:
+        choice: Which are asked for.
+        ruler: What tokens of corpora are counted in.
 
     Raises:
         InputError: If one is missing or cannot be read.
@@ -130,7 +108,13 @@ def find_sources(choice: SourceChoice) -> list[Source]:
         )
         for model in choice.models
     ]
-    return generated + [find_corpus(each, choice.packs) for each in choice.corpora]
+    n_tokens = choice.text_tokens
+    if n_tokens is None and generated:
+        n_tokens = math.ceil(min(source.n_tokens for source in generated) * (1 + MARGIN))
+    found = generated + [find_beginning(each, n_tokens, ruler, choice.packs) for each in choice.corpora]
+    if SHUFFLED not in choice.controls:
+        return found
+    return [each for source in found for each in (source, shuffled(source))]
 
 
 def find_source(datasets_dir: Path, key: DatasetKey, model: str) -> Source:
@@ -155,8 +139,44 @@ def find_source(datasets_dir: Path, key: DatasetKey, model: str) -> Source:
     return read_generated(folder)
 
 
+def find_beginning(reference: str, n_tokens: int | None, ruler: Ruler, packs: Packs) -> Source:
+    """The first texts of a corpus that together have so many tokens as a source; all of it for None.
+
+    Raises:
+        MissingInputError: If it is not there.
+        InputError: If it cannot be read, is empty, or all is asked for of a hub's, whose size nobody knows.
+    """
+    if n_tokens is None and is_hub_id(reference):
+        raise InputError(
+            f"--text_datasets {reference} may be of any size, and without a generated data set nothing says how much "
+            f"of it is needed; give --text_tokens"
+        )
+    if n_tokens is None and open_stream(reference).column == TEXT_COLUMN:
+        return find_corpus(reference, packs)
+    beginning = Excerpt(reference, packs.texts_folder, packs.quiet).take(n_tokens, ruler)
+    tokenizer = None
+    if beginning.tokenizer is not None:
+        check_tokenizer(reference, beginning.tokenizer, ruler.fingerprint)
+        tokenizer = ruler.fingerprint
+    return beginning_of(reference, beginning.n_rows, beginning.fingerprint, beginning.column, tokenizer)
+
+
+def beginning_of(reference: str, n_rows: int, fingerprint: str, column: str, tokenizer: str | None) -> Source:
+    """The first rows of a corpus as a source, as they once were; they are looked at when rows are made of them.
+
+    Args:
+        reference: File, folder or hub id of the corpus.
+        n_rows: How many.
+        fingerprint: Of them.
+        column: What they are: `text` or `input_ids`.
+        tokenizer: Fingerprint of the tokenizer that ids are of; None for texts.
+    """
+    name = corpus_name(reference)
+    return Source(name, reference, n_rows, None, fingerprint, tokenizer, column=column, is_beginning=True)
+
+
 def find_corpus(reference: str, packs: Packs) -> Source:
-    """A text corpus as a source.
+    """All texts of a corpus as a source.
 
     Raises:
         MissingInputError: If it is not there.
@@ -167,54 +187,7 @@ def find_corpus(reference: str, packs: Packs) -> Source:
         raise InputError(f"--text_datasets {reference} has no text in it")
     with explained(reference, packs.texts_folder):
         fingerprint = fingerprint_texts(rows)
-    return Source(corpus_name(reference), reference, len(rows), None, fingerprint)
-
-
-def read_generated(folder: Path) -> Source:
-    """A generated data set as a source.
-
-    Raises:
-        DamagedFileError: If its record is damaged.
-    """
-    record, key = read_generation_record(folder), DatasetKey.from_folder(folder.name)
-    if key is None:
-        raise InputError(f"{folder} is not called as data sets are (MODEL_SEED_TEMPERATURE_TOP-P); give its name back")
-    return Source(
-        name=key.model,
-        reference=str(folder),
-        n_samples=record["n_samples"],
-        n_tokens=record["n_tokens"],
-        fingerprint=record["fingerprint"],
-        tokenizer_fingerprint=record["settings"]["tokenizer_fingerprint"],
-        eos_ids=tuple(record["settings"]["eos_ids"]),
-        last_text=(record["cut_sample"] or {}).get("text"),
-    )
-
-
-def cut_source(source: Source, form: Form) -> Source | None:
-    """A generated data set as it was before it was extended; None if it does not begin so.
-
-    Raises:
-        DamagedFileError: If its samples cannot be read.
-    """
-    if form == source.form:
-        return source
-    shorter = replace(source, **asdict(form))
-    try:
-        open_source(shorter)
-    except OtherSamplesError:
-        return None
-    return shorter
-
-
-def open_source(source: Source) -> Dataset:
-    """The samples of a generated data set, or of the beginning of it that a source is.
-
-    Raises:
-        DamagedFileError: If they are not the ones that were sampled.
-    """
-    folder = Path(source.reference)
-    return cut_to_form(open_samples(folder, read_generation_record(folder)), source.form, folder)
+    return Source(corpus_name(reference), reference, len(rows), None, fingerprint, column=TEXT_COLUMN)
 
 
 def pack_source(
@@ -236,29 +209,52 @@ def pack_source(
     Raises:
         InputError: If the source does not fill one row, or has ids that the target does not know.
     """
-    target = fingerprint_tokenizer(tokenizer)
-    is_own = source.tokenizer_fingerprint == target
+    if source.base is not None:
+        return shuffle_rows(pack_source(source.base, tokenizer, config, ctx_len, packs))
+    check_reads(source, tokenizer, config)
+    target, delimiters = fingerprint_tokenizer(tokenizer), find_delimiters(tokenizer, config)
 
     def documents() -> Iterator[list[np.ndarray]]:
-        for some in sampled_documents(open_source(source), source.eos_ids) if is_own else tokenized():
+        found = _documents(source, Ruler(tokenizer, delimiters), packs)
+        for some in shown(found, f"packing {source.name}", source.n_samples, quiet=packs.quiet):
             _check_known(some, config.vocab_size, source)
             yield some
 
-    def tokenized() -> Iterator[list[np.ndarray]]:
-        if source.is_generated:
-            logger.warning(
-                "%s: its tokenizer is not the target's, so its texts are tokenized again; token counts are the "
-                "target's",
-                source.name,
-            )
-            texts = open_source(source)
-        else:
-            logger.info("%s: tokenizing %s texts with the target's tokenizer", source.name, f"{source.n_samples:,}")
-            texts = load_texts(source.reference, packs.texts_folder)
-        return tokenized_documents(texts.select_columns([TEXT_COLUMN]), tokenizer)
-
     name = f"{source.name}_{source.fingerprint}_{target}_{ctx_len}"
-    return packs.get(name, documents, find_delimiters(tokenizer, config), ctx_len, reference=source.reference)
+    return packs.get(name, documents, delimiters, ctx_len, reference=source.reference)
+
+
+def check_reads(source: Source, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+    """Refuse a corpus of ids that mean something else to a target: it has no texts to tokenize again.
+
+    Raises:
+        InputError: If it is one.
+    """
+    if source.column == IDS_COLUMN and source.tokenizer_fingerprint != fingerprint_tokenizer(tokenizer):
+        raise InputError(
+            f"--text_datasets {source.reference} holds token ids alone, which fit one tokenizer, and that of "
+            f"{config.name_or_path} is another; give its texts, or --target_models of one tokenizer"
+        )
+
+
+def _documents(source: Source, ruler: Ruler, packs: Packs) -> Iterator[list[np.ndarray]]:
+    """The documents of a source in a target's own ids."""
+    if source.is_beginning:
+        return Excerpt(source.reference, packs.texts_folder, packs.quiet).documents(
+            source.n_samples, source.fingerprint, ruler
+        )
+    if source.tokenizer_fingerprint == ruler.fingerprint:
+        return sampled_documents(open_source(source), source.eos_ids)
+    if source.is_generated:
+        logger.warning(
+            "%s: its tokenizer is not the target's, so its texts are tokenized again; token counts are the target's",
+            source.name,
+        )
+        texts = open_source(source)
+    else:
+        logger.info("%s: tokenizing %s texts with the target's tokenizer", source.name, f"{source.n_samples:,}")
+        texts = load_texts(source.reference, packs.texts_folder)
+    return tokenized_documents(texts.select_columns([TEXT_COLUMN]), ruler.tokenizer)
 
 
 def _check_known(documents: Sequence[np.ndarray], vocab_size: int, source: Source) -> None:
@@ -267,7 +263,8 @@ def _check_known(documents: Sequence[np.ndarray], vocab_size: int, source: Sourc
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
         raise InputError(
             f"{source.reference} has token ids from {ids.min()} to {ids.max()}, and the target knows 0 .. "
-            f"{vocab_size - 1}; it is not the data set of this model: sample it anew"
+            f"{vocab_size - 1}; it is not of this model: "
+            + ("sample it anew" if source.is_generated else "give another corpus")
         )
 
 

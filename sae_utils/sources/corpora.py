@@ -5,6 +5,7 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
@@ -48,10 +49,7 @@ def load_texts(reference: str, cache_dir: Path) -> Dataset:
     """
     with explained(reference, cache_dir):
         rows = _read(reference, cache_dir)
-    if isinstance(rows, DatasetDict):
-        if "train" not in rows and len(rows) > 1:
-            raise InputError(f"--text_datasets {reference} has the splits {', '.join(rows)}, and none is called train")
-        rows = rows["train"] if "train" in rows else next(iter(rows.values()))
+    rows = pick_split(rows, reference)
     columns = {name: getattr(feature, "dtype", "?") for name, feature in rows.features.items()}
     if "string" not in columns.get(TEXT_COLUMN, ""):
         found = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
@@ -62,13 +60,41 @@ def load_texts(reference: str, cache_dir: Path) -> Dataset:
         )
 
 
+def pick_split(rows: Any, reference: str) -> Any:
+    """The rows of `train`, or of the only split there is; rows without splits as they are.
+
+    Raises:
+        InputError: If there are several splits, and none is called train.
+    """
+    if not isinstance(rows, dict):
+        return rows
+    if "train" not in rows and len(rows) > 1:
+        raise InputError(f"--text_datasets {reference} has the splits {', '.join(rows)}, and none is called train")
+    return rows["train"] if "train" in rows else next(iter(rows.values()))
+
+
+def check_reference(reference: str) -> None:
+    """Refuse what can be neither a corpus on disk nor one of a hub.
+
+    Raises:
+        MissingInputError: If there is no such file or folder.
+        InputError: If a file is of another kind.
+    """
+    path = Path(reference).expanduser()
+    if is_hub_id(reference) or path.is_dir() or (path.is_file() and path.suffix in READERS):
+        return
+    if path.is_file():
+        raise InputError(f"--text_datasets {reference} must end in {', '.join(READERS)}, or be a folder or a hub id")
+    raise MissingInputError(f"--text_datasets {reference} does not exist; looked at {path.absolute()}")
+
+
 def corpus_name(reference: str) -> str:
     """What files and tables call a corpus.
 
     >>> corpus_name("texts/shakespeare.txt"), corpus_name("Salesforce/wikitext:wikitext-103-raw-v1")
     ('shakespeare', 'wikitext-103-raw-v1')
     """
-    name = Path(reference.rpartition(":")[2] if _is_hub_id(reference) else reference)
+    name = Path(reference.rpartition(":")[2] if is_hub_id(reference) else reference)
     return name.stem if name.suffix in READERS else name.name
 
 
@@ -119,7 +145,7 @@ def uncached() -> Iterator[None]:
             datasets.enable_caching()
 
 
-def _is_hub_id(reference: str) -> bool:
+def is_hub_id(reference: str) -> bool:
     """Whether a reference can only be a hub id: it is not there, and does not look like a path."""
     path = Path(reference).expanduser()
     return not path.exists() and reference[0] not in "./~" and path.suffix not in READERS
@@ -127,17 +153,14 @@ def _is_hub_id(reference: str) -> bool:
 
 def _read(reference: str, cache_dir: Path) -> Dataset | DatasetDict:
     """Open a corpus with the library's reader for it."""
+    check_reference(reference)
     path = Path(reference).expanduser()
     if path.is_dir():
         return load_from_disk(str(path))
-    if path.is_file() and path.suffix in READERS:
-        return _read_file(path, cache_dir)
-    if _is_hub_id(reference):
-        name, _, configuration = reference.partition(":")
-        return load_dataset(name, configuration or None)
     if path.is_file():
-        raise InputError(f"--text_datasets {reference} must end in {', '.join(READERS)}, or be a folder or a hub id")
-    raise MissingInputError(f"--text_datasets {reference} does not exist; looked at {path.absolute()}")
+        return _read_file(path, cache_dir)
+    name, _, configuration = reference.partition(":")
+    return load_dataset(name, configuration or None)
 
 
 def _read_file(path: Path, cache_dir: Path) -> Dataset:

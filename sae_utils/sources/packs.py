@@ -50,6 +50,9 @@ class Packs:
     places: tuple[Path, ...]
     """Folders that may hold a folder of packed sequences, the best first."""
 
+    quiet: bool = False
+    """No bars while they are made."""
+
     @property
     def folder(self) -> Path:
         """Where new ones go.
@@ -69,7 +72,7 @@ class Packs:
 
     @property
     def texts_folder(self) -> Path:
-        """Where `datasets` keeps what it makes of text files."""
+        """Where texts of corpora are kept."""
         return self.folder / "texts"
 
     def get(self, name: str, documents: Documents, delimiters: Delimiters, ctx_len: int, *, reference: str) -> Packed:

@@ -27,6 +27,7 @@ from sae_utils.files import (
 from sae_utils.memory import sae_bytes
 from sae_utils.paths import METRICS_FILE
 from sae_utils.records import git_commit, versions
+from sae_utils.sources.controls import SHUFFLE_SEED, SHUFFLED
 from sae_utils.sources.joining import PACKING_RULE
 from sae_utils.sparse_coders import SparseCoder
 from sae_utils.training.cells import Cell
@@ -160,8 +161,13 @@ def run_record(
             "n_tokens": source.n_tokens,
             "last_text": source.last_text,
         }
-        if source.is_generated
+        if source.is_generated or source.is_beginning
         else None,
+        "dataset_column": source.column,
+        "dataset_tokenizer": source.tokenizer_fingerprint,
+        "dataset_control": None
+        if source.base is None
+        else {"kind": SHUFFLED, "seed": SHUFFLE_SEED, "of": source.base.fingerprint},
         "packing": {"rule": PACKING_RULE, **asdict(cell.packed.counts)},
         "n_train_tokens": cell.budget.n_train_tokens,
         "n_eval_tokens": cell.budget.n_eval_tokens,

@@ -23,8 +23,9 @@ from sae_utils.models import (
 )
 from sae_utils.paths import short_name
 from sae_utils.sources.budget import TokenLimits, equal_budget
-from sae_utils.sources.catalog import SourceChoice, check_distinct, find_sources, pack_source
+from sae_utils.sources.catalog import SourceChoice, check_distinct, check_reads, find_sources, pack_source
 from sae_utils.sources.joining import RowCounts, find_delimiters
+from sae_utils.sources.pieces import Ruler
 from sae_utils.training.cells import Cell, Target
 from sae_utils.training.machines import Machines
 from sae_utils.training.settings import TrainingSettings
@@ -80,10 +81,16 @@ def plan_grid(
     Raises:
         InputError: If a setting, a model or a data set has to be changed.
     """
-    if not workers.is_main:
-        workers.wait()  # the main process packs, the others find it packed
-    sources = find_sources(choice.sources)
     targets = find_targets(choice.targets, choice.size, settings, dtype, is_on_gpu=device.type == "cuda")
+    if workers.is_main:  # it reads corpora and packs, the others find what it found
+        first = targets[0]
+        ruler = Ruler(first.tokenizer, find_delimiters(first.tokenizer, first.config))
+        sources = find_sources(choice.sources, ruler)
+    else:
+        sources = workers.agree(None)
+    for target in targets:
+        for source in sources:
+            check_reads(source, target.tokenizer, target.config)
     packed = {
         (target.name, source.name): pack_source(
             source, target.tokenizer, target.config, settings.ctx_len, choice.sources.packs
@@ -92,7 +99,7 @@ def plan_grid(
         for source in sources
     }
     if workers.is_main:
-        workers.wait()
+        workers.agree(sources)
     budget = equal_budget(
         [each.counts.n_rows for each in packed.values()],
         ctx_len=settings.ctx_len,
@@ -192,4 +199,6 @@ def describe_grid(cells: Sequence[Cell], seeds: Sequence[int], machines: Machine
             f", {sae_bytes(target.d_model, target.n_latents) * n_saes / GB:.2f} GB on disk of {free_disk:.2f} GB free"
         )
         lines.append(f"    {describe_rows(cell.packed.counts)}")
+        if cell.source.base is not None:
+            lines.append(f"    tokens of each row of {cell.source.base.name} in random order behind its BOS")
     return "\n".join(lines)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from conftest import edit_record
-from grid_files import COMPARE, EVAL_ONLY, metrics
-from test_cli import refused
+from grid_files import COMPARE, EVAL_ONLY, compare_all, metrics
+from test_cli import refused, train
 
 import generate_datasets
 import train_sae
@@ -106,3 +106,26 @@ def test_names_in_records_never_lead_out_of_the_folders(grid, capsys):
     said = refused(capsys, train_sae.main, ["--eval_only", *COMPARE])
     assert "'../x' is no name of a model or a corpus" in said
     assert sorted(each for each in Path().rglob("*") if ".locks" not in each.parts) == before
+
+
+def test_saes_of_the_beginning_of_a_corpus_are_measured_with_what_is_on_disk(tiny):
+    """And those of its control: nothing is read for it, and what was deleted is made again as it was."""
+    Path("corpus.jsonl").write_text("".join(json.dumps({"text": f"fox {i} and {i * i}"}) + "\n" for i in range(2000)))
+    flags = ["--text_datasets", "corpus.jsonl", "--text_tokens", "1500", "--controls", "shuffled"]
+    train("--source_models", *flags, "--num_seeds", "1", "--layers", "0")
+    run = json.loads(Path("checkpoints/tiny_from_corpus-shuffled_seed_0/run.json").read_text())
+    assert run["dataset_form"]["n_samples"] < 1000 and run["dataset_control"]["kind"] == "shuffled"
+    names = ["corpus", "corpus-shuffled"]
+
+    def measured() -> dict:
+        shutil.rmtree("results", ignore_errors=True)
+        compare_all(seeds=[0], sources=names)
+        return metrics()
+
+    for gone in ("corpus.jsonl", "datasets/.packed/texts"):
+        shutil.move(gone, "away")
+        found = measured()
+        assert [[each["eval_source"] for each in record["evaluations"]] for record in found["saes"]] == [names] * 2
+        shutil.move("away", gone)
+    shutil.rmtree("datasets/.packed")
+    assert measured() == found

@@ -1,6 +1,7 @@
 """One rule makes rows of every source."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,15 @@ from test_cli import TRAIN, generate, refused, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train_sae
+from sae_utils.distributed import Workers
+from sae_utils.errors import InputError
 from sae_utils.files import checksum_files
 from sae_utils.generated_data import FEATURES, fingerprint_samples
+from sae_utils.sources.corpora import fingerprint_texts
+from sae_utils.sources.origins import Source
 from sae_utils.sources.packing import open_chunks
+from sae_utils.training.cells import Cell
+from sae_utils.training.grid import plan_grid
 
 TEXTS = [text[i : i + 9 + 7 * i % 40] for i in range(60) for text in CORPUS]
 """Of many lengths, most of them shorter than a row of 32 tokens."""
@@ -134,3 +141,107 @@ def test_leaving_out_everything_is_refused(tiny, capsys):
     assert "names the token 320, and the target knows 0 .. 319" in refused(
         capsys, train_sae.main, [*TRAIN, "--exclude", "320"]
     )
+
+
+# corpora as far as they are needed
+
+
+def plan(*flags: str, workers: Workers | None = None) -> list[Cell]:
+    """The cells of a run."""
+    args = train_sae.build_parser().parse_args([*TRAIN, *flags])
+    choice, settings = train_sae.grid_choice(args), train_sae.training_settings(args)
+    return plan_grid(choice, settings, torch.float32, torch.device("cpu"), workers or Workers())
+
+
+@pytest.fixture
+def long_corpus(tiny) -> list[str]:
+    """A data set of 2,000 tokens and a corpus of many more."""
+    generate("--num_tokens", "2000")
+    texts = [f"{i} {text}" for i, text in enumerate(TEXTS * 20)]
+    Path("corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return texts
+
+
+def test_of_a_corpus_is_taken_what_the_smallest_generated_source_needs(long_corpus):
+    """Not less, or the control would decide for all how much they are trained on."""
+    alone, own, corpus = plan()[0], *plan("--text_datasets", "corpus.jsonl")
+    assert own.budget == alone.budget
+    assert own.packed.counts.n_rows <= corpus.packed.counts.n_rows < 1.1 * own.packed.counts.n_rows
+    fingerprint = fingerprint_texts(Dataset.from_dict({"text": long_corpus[: corpus.source.n_samples]}))
+    assert corpus.source.fingerprint == fingerprint and corpus.source.n_samples < len(long_corpus) / 10
+
+
+def test_text_tokens_is_a_beginning_of_every_corpus(long_corpus):
+    _, some = plan("--text_datasets", "corpus.jsonl", "--text_tokens", "3000")
+    assert some.packed.counts.n_rows == pytest.approx(3000 / 31, rel=0.1)
+    _, whole = plan("--text_datasets", "corpus.jsonl", "--text_tokens", str(10**9))
+    (alone,) = plan("--source_models", "--text_datasets", "corpus.jsonl")
+    everything = fingerprint_texts(Dataset.from_dict({"text": long_corpus}))
+    assert whole.source.fingerprint == alone.source.fingerprint == everything
+    assert whole.packed.counts == alone.packed.counts
+
+
+def test_only_one_process_reads_corpora(long_corpus):
+    """The others would fetch and tokenize as much again, each of them. Here there is nothing left for them to read."""
+    flags = ["--text_datasets", "corpus.jsonl", "--controls", "shuffled"]
+    cells = plan(*flags)
+    Path("corpus.jsonl").unlink()
+    shutil.rmtree("datasets/.packed/texts")
+
+    class Other(Workers):
+        def agree(self, value: None) -> list[Source]:
+            return [cell.source for cell in cells]
+
+    found = plan(*flags, workers=Other(rank=1, n=1))
+    assert [cell.source for cell in found] == [cell.source for cell in cells]
+    assert [cell.packed.counts for cell in found] == [cell.packed.counts for cell in cells]
+    assert not Path("datasets/.packed/texts").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--source_models", "--text_datasets", "a/b"], "a/b may be of any size, .*; give --text_tokens"),
+        (["--text_datasets", "corpus.jsonl", "--text_tokens", "0"], "--text_tokens must be at least 1, got 0"),
+        (
+            ["--text_datasets", "tiny-shuffled.txt", "--controls", "shuffled"],
+            "and --controls must have different short",
+        ),
+    ],
+)
+def test_what_cannot_be_a_source_is_refused(tiny, flags, message):
+    generate("--num_tokens", "500")
+    with pytest.raises(InputError, match=message):
+        plan(*flags)
+
+
+def test_token_ids_are_a_source_of_targets_with_their_tokenizer(tiny, llama, caplog):
+    """They give the rows that their texts give; to another tokenizer they mean other texts."""
+    tokenizer = AutoTokenizer.from_pretrained("tiny")
+    ids = [tokenizer(text)["input_ids"] for text in TEXTS]
+    Path("texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    Dataset.from_dict({"input_ids": [[0, *each, 0] for each in ids]}).save_to_disk("ids")
+    texts, own = plan("--source_models", "--text_datasets", "texts.jsonl", "ids")
+    assert np.array_equal(texts.packed.chunks.tokens, own.packed.chunks.tokens)
+    assert caplog.text.count("ids holds token ids and does not say of which tokenizer") == 1
+    Path("other").symlink_to(llama)
+    with pytest.raises(InputError, match=r"ids holds token ids alone, which fit one tokenizer, and that of other is"):
+        plan("--source_models", "--text_datasets", "ids", "--target_models", "tiny", "other")
+    Dataset.from_dict({"input_ids": [[0, 5, 320]] * 50}).save_to_disk("foreign")
+    with pytest.raises(InputError, match=r"has token ids from 5 to 320, and the target knows 0 .. 319"):
+        plan("--source_models", "--text_datasets", "foreign")
+
+
+def test_controls_are_sources_with_the_rows_of_theirs(long_corpus, capsys):
+    """Equal budgets, and held out are the same rows: the order of the tokens is the only difference."""
+    flags = ["--text_datasets", "corpus.jsonl", "--controls", "shuffled"]
+    cells = plan(*flags)
+    assert [cell.source.name for cell in cells] == ["tiny", "tiny-shuffled", "corpus", "corpus-shuffled"]
+    for own, control in (cells[:2], cells[2:]):
+        assert (own.budget, own.packed.counts) == (control.budget, control.packed.counts)
+        for rows, shuffled_rows in zip(own.split(), control.split(), strict=True):
+            pairs = [(rows[i]["input_ids"], shuffled_rows[i]["input_ids"]) for i in range(len(rows))]
+            assert all(torch.equal(row.sort().values, other.sort().values) for row, other in pairs)
+            assert not any(torch.equal(row, other) for row, other in pairs)
+    train_sae.main([flag for flag in [*TRAIN, *flags, "--dry_run"] if flag != "--quiet"])
+    assert "tokens of each row of corpus in random order behind its BOS" in capsys.readouterr().out

@@ -1,10 +1,12 @@
+import re
+
 import numpy as np
 from conftest import train_tokenizer
 from datasets import Dataset
 
 from sae_utils.generated_data import FEATURES
 from sae_utils.sources import documents
-from sae_utils.sources.documents import sampled_documents, tokenized_documents
+from sae_utils.sources.documents import sampled_documents, shown, tokenized_documents
 
 
 def dataset_of(*samples: list[int]) -> Dataset:
@@ -34,3 +36,13 @@ def test_texts_are_tokenized_without_special_tokens(monkeypatch):
     found = ids_of(tokenized_documents(Dataset.from_dict({"text": texts}), tokenizer))
     assert [tokenizer.decode(ids) for ids in found] == texts
     assert not set(tokenizer.all_special_ids) & {token for ids in found for token in ids}
+
+
+def test_documents_that_take_long_are_shown_in_tokens(monkeypatch, capsys):
+    """Tokenizing a corpus takes an hour; how many tokens come is estimated from the share of documents."""
+    monkeypatch.setattr(documents, "PATIENCE_SEC", 0.0)
+    some = [[np.arange(4), np.arange(6)], [np.arange(2), np.arange(8)]]
+    assert list(shown(some, "packing tiny", 8, quiet=True)) == some
+    assert capsys.readouterr().err == ""
+    assert list(shown(some, "packing tiny", 8, quiet=False)) == some
+    assert re.search(r"packing tiny:  50%.* 20\.0/40\.0 .*tok/s", capsys.readouterr().err)
