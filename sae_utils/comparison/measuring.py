@@ -27,6 +27,7 @@ from sae_utils.evaluation.reconstruction import LayerStatistics, measure_reconst
 from sae_utils.evaluation.splicing import measure_splices
 from sae_utils.generated_data import read_generation_record
 from sae_utils.sources.catalog import Source
+from sae_utils.sources.controls import SHUFFLED
 from sae_utils.sparse_coders import are_finite
 
 logger = logging.getLogger(__name__)
@@ -167,10 +168,12 @@ def count_fakes(group: Group, results: Results) -> None:
 
 def dataset_record(source: Source) -> dict[str, Any]:
     """What is known about a source."""
-    quality = read_generation_record(Path(source.reference))["quality"] if source.is_generated else None
+    is_sampled = source.is_generated and source.base is None
+    quality = read_generation_record(Path(source.reference))["quality"] if is_sampled else None
+    kind = "generated" if is_sampled else "text"
     return {
         "name": source.name,
-        "kind": "generated" if source.is_generated else "text",
+        "kind": kind if source.base is None else SHUFFLED,
         "reference": source.reference,
         "n_samples": source.n_samples,
         "n_tokens": source.n_tokens,

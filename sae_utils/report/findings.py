@@ -332,7 +332,8 @@ def _group(metrics: dict[str, Any], results_dir: Path) -> list[Comparison]:
 def _ordered(comparisons: list[Comparison], metrics: dict[str, Any]) -> list[Comparison]:
     """By target, layer and source, so that neighbours differ in the source alone; generated sources before texts."""
     targets = list(dict.fromkeys(each.target for each in comparisons))
-    datasets = sorted(metrics.get("datasets") or [], key=lambda record: record["kind"] == "text")
+    kinds = ["generated", "text", "shuffled"]
+    datasets = sorted(metrics.get("datasets") or [], key=lambda record: kinds.index(record["kind"]))
     names = [record["name"] for record in datasets]
     sources = list(dict.fromkeys([*names, *(each.source for each in comparisons)]))
     return sorted(comparisons, key=lambda each: (targets.index(each.target), each.layer, sources.index(each.source)))

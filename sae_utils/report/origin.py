@@ -63,13 +63,16 @@ def origin_rows(findings: Findings, measure: str) -> list[OriginRow]:
 
 
 def origin_sentence(findings: Findings) -> str | None:
-    """Whether features come back from another text as often as from the same; None unless there are two texts."""
-    rows = origin_rows(findings, "sfr")
+    """Whether features come back from another text as often as from the same; None unless there are two texts.
+
+    Shuffled tokens are no text.
+    """
+    rows = _of_texts(findings, "sfr")
     if not rows:
         return None
     above = [row for row in rows if row.contrast["verdict"] != "at_floor"]
     if not above:
-        cosines = origin_rows(findings, "mean_matched_cosine")
+        cosines = _of_texts(findings, "mean_matched_cosine")
         return (
             "The model's features or the data's? By SFR that cannot be told: not even SAEs of one text share more "
             f"features than untrained ones. By mean cosine, {_counted(findings, cosines)}."
@@ -112,6 +115,13 @@ def _said(findings: Findings, row: OriginRow) -> str:
         "tell: the difference is within the spread of latents or pairs",
     }[contrast["verdict"]]
     return f"{sentence} ({numbers})"
+
+
+def _of_texts(findings: Findings, measure: str) -> list[OriginRow]:
+    """The rows of two sources that are not controls."""
+    controls = {each["name"] for each in findings.datasets if each["kind"] == "shuffled"}
+    rows = origin_rows(findings, measure)
+    return [row for row in rows if not controls & {row.contrast["source"], row.contrast["source_b"]}]
 
 
 def _span(values: Sequence[float]) -> str:

@@ -70,6 +70,14 @@ def test_several_are_counted_by_what_they_say(tmp_path):
     )
 
 
+def test_controls_are_in_the_table_and_not_in_the_sentence(tmp_path):
+    """A model's own text beside the same tokens in random order: what that says is not about texts."""
+    results = write_results(tmp_path, text_sources=["own-shuffled"], n_features=2)
+    edit_metrics(results, lambda metrics: metrics["datasets"][-1].update(kind="shuffled"))
+    findings = read_findings(results)
+    assert origin_sentence(findings) is None and len(origin_rows(findings, "sfr")) == 2
+
+
 def test_one_source_has_nothing_to_be_said(tmp_path):
     findings = read_findings(write_results(tmp_path, n_features=2))
     assert origin_sentence(findings) is None and origin_rows(findings, "sfr") == []
