@@ -50,10 +50,10 @@ def arrays(source: str, layer: int) -> dict[str, np.ndarray]:
 
 
 def everything() -> dict:
-    """All that the comparison wrote: files as bytes, arrays as lists, as an archive has the time in it."""
+    """All that the comparison wrote: files as bytes, arrays by their bytes, as an archive has the time in it."""
     files = {path.name: path.read_bytes() for path in sorted(DETAILS.glob("*.json"))}
     paths = sorted(DETAILS.rglob("*.npz"))
-    numbers = {str(path): {name: a.tolist() for name, a in read_arrays(path).items()} for path in paths}
+    numbers = {str(path): {name: (a.dtype, a.tobytes()) for name, a in read_arrays(path).items()} for path in paths}
     return files | numbers | {name: Path("results", name).read_bytes() for name in ("metrics.json", "metrics.csv")}
 
 

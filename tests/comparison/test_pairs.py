@@ -1,13 +1,39 @@
 """Agreement of every two SAEs of a target and layer."""
 
+import re
+import shutil
+import subprocess
+import sys
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from grid_files import SOURCES, arrays, change_weights, compare_all, features, metrics, pair_arrays, sae_of
+from grid_files import (
+    COMPARE,
+    DETAILS,
+    EVAL_ONLY,
+    METRICS,
+    SOURCES,
+    arrays,
+    change_weights,
+    compare_all,
+    everything,
+    features,
+    metrics,
+    pair_arrays,
+    sae_of,
+)
+from test_cli import TRAIN
 
+import train_sae
+from sae_utils.comparison import pairs
 from sae_utils.comparison.agreement import compare_dictionaries, directions
 from sae_utils.comparison.floors import untrained_floor
+from sae_utils.comparison.trained import find_all_trained
+
+ROOT = Path(__file__).resolve().parents[2]
 
 A_PAIR_OF_EACH_KIND = [
     (0, "tiny", 0, "tiny", 2, "within"),
@@ -38,11 +64,10 @@ def test_numbers_of_a_pair_are_those_of_the_single_functions(grid, layer, source
 
 def test_every_two_saes_of_a_target_and_layer_are_a_pair_once(grid):
     """Six SAEs a layer, from three seeds and two sources: 15 pairs, 3 of each source, 6 between, 3 with one seed."""
-    pairs = metrics()["pairs"]
-    assert (
-        len({frozenset([key_of(each)[:3], (each["layer"], *key_of(each)[3:])]) for each in pairs}) == len(pairs) == 30
-    )
-    kinds = Counter((each["layer"], each["source"], each["source_b"], each["kind"]) for each in pairs)
+    found = metrics()["pairs"]
+    ends = {frozenset([key_of(each)[:3], (each["layer"], *key_of(each)[3:])]) for each in found}
+    assert len(ends) == len(found) == 30
+    kinds = Counter((each["layer"], each["source"], each["source_b"], each["kind"]) for each in found)
     for layer in (0, 1):
         assert [kinds[layer, source, source, "within"] for source in SOURCES] == [3, 3]
         assert (kinds[layer, *SOURCES, "between"], kinds[layer, *SOURCES, "same_seed"]) == (6, 3)
@@ -61,12 +86,83 @@ def test_a_pair_with_weights_that_are_gone_is_dropped(grid):
     """Only one of its seeds is in the run that meets the new weights."""
     change_weights("tiny", 0, 0)
     compare_all(seeds=[0])
-    pairs = [key_of(each) for each in metrics()["pairs"]]
-    assert len(pairs) == 30 - 2 - 2, (
-        "with the two seeds of its source and two of the other's that this run is not about"
-    )
-    assert (0, "tiny", 0, "tiny", 1) not in pairs and (0, "other", 1, "tiny", 0) not in pairs
-    assert (0, "other", 0, "tiny", 0) in pairs, "matched again"
+    left = [key_of(each) for each in metrics()["pairs"]]
+    assert len(left) == 30 - 4, "with two seeds of its source, and two of the other's, which this run is not about"
+    assert (0, "tiny", 0, "tiny", 1) not in left and (0, "other", 1, "tiny", 0) not in left
+    assert (0, "other", 0, "tiny", 0) in left, "matched again"
     shown = features("tiny", 0)["seeds"]
     assert list(shown) == ["0"]
     assert {each["partner"] for each in shown["0"]} == {None}, "a match of weights that are gone"
+
+
+def compare_with_two(*flags: str) -> str:
+    """The comparison of everything by two processes; what they printed."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--"]
+    flags = [*EVAL_ONLY, *flags]
+    flags.remove("--quiet")
+    done = subprocess.run([*command, str(ROOT / "train_sae.py"), *flags], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def test_two_processes_match_what_one_does(grid):
+    """Half of the pairs each, to the last bit, and the page of both is one."""
+    before = everything()
+    shutil.rmtree("results")
+    said = compare_with_two()
+    assert everything() == before
+    assert len(re.findall(r"matching .*pair \d+ of 15", said)) == 15, "half of them by the one that prints"
+    assert Path("results/report.html").exists()
+
+
+@pytest.mark.parametrize("n_before", [0, 1, 7])
+def test_a_run_that_was_killed_goes_on_with_the_next_pair(grid, monkeypatch, n_before):
+    """What was matched is taken from its file; nothing else may know of it, as metrics.json is older."""
+    before, match, left = everything(), pairs.compare_dictionaries, iter(range(n_before))
+    METRICS.unlink()
+    for path in DETAILS.rglob("*.pairs/*.npz"):
+        path.unlink()
+
+    def deadly(*args, **options):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return match(*args, **options)
+
+    monkeypatch.setattr(pairs, "compare_dictionaries", deadly)
+    with pytest.raises(KeyboardInterrupt):
+        compare_all()
+    assert len(list(DETAILS.rglob("*.pairs/*.npz"))) == n_before
+    left = iter(range(30 - n_before))
+    compare_all()
+    assert next(left, None) is None, "every other pair was matched, and none of those before"
+    assert everything() == before
+
+
+def test_kinds_of_pairs_are_chosen_and_added_to(grid):
+    """A study begins with the cheap ones."""
+    before = everything()
+    shutil.rmtree("results")
+    train_sae.main([*EVAL_ONLY, "--pairs", "within"])
+    found = metrics()
+    assert {each["kind"] for each in found["pairs"]} == {"within"} and len(found["pairs"]) == 12
+    assert found["contrasts"] == [] and len(found["agreements"]) == 4
+    train_sae.main(EVAL_ONLY)
+    assert everything() == before
+
+
+def test_a_dry_run_says_how_many_pairs_there_will_be(grid, capsys):
+    train_sae.main([*EVAL_ONLY, "--dry_run"])
+    assert "30 pairs of SAEs to be matched, about 0." in capsys.readouterr().out
+    train_sae.main([*EVAL_ONLY, "--dry_run", "--pairs", "same_seed"])
+    assert "6 pairs of SAEs to be matched" in capsys.readouterr().out
+    flags = [*TRAIN, *COMPARE, "--source_models", *SOURCES, "--num_seeds", "2", "--dry_run"]
+    train_sae.main([*flags, "--checkpoint_dir", "others"])
+    assert "12 pairs of SAEs to be matched" in capsys.readouterr().out
+
+
+def test_saes_of_another_size_are_no_pair(grid):
+    """They have no one-to-one matching; training one source with other latents is no reason to stop."""
+    saes = find_all_trained(Path("checkpoints"))[0]
+    wider = [replace(sae, record=sae.record | {"n_latents": 96}) if sae.seed == 2 else sae for sae in saes]
+    found = pairs.pairs_of(wider)
+    assert len(found) == 2 * (6 + 1), "of two seeds and two sources: 6 pairs a layer; of the third seed: 1"
+    assert all((pair.a.seed == 2) == (pair.b.seed == 2) for pair in found)
