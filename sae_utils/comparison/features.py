@@ -30,15 +30,16 @@ def describe_features(group: Group, results: Results) -> None:
     for source, layer in dict.fromkeys(sae.key[1:3] for sae in saes):
         members = [sae for sae in saes if sae.key[1:3] == (source, layer)]
         path = results.arrays_path(group.name, source, layer).with_suffix(".features.json")
+        pairs = matched_pairs(members, results)
         about = {
             "n_latents": members[0].record["n_latents"],
             "how_chosen": HOW_CHOSEN,
             "weights_fingerprints": [[sae.seed, sae.weights_fingerprint] for sae in members],
+            "matched_seeds": [list(seeds) for seeds in pairs],
             "n_random_tokens": group.settings.n_random_tokens,
         }
         if not are_known(path, about):
             arrays = results.arrays(group.name, source, layer)
-            pairs = matched_pairs(members, results)
             write_record(path, about | {"seeds": describe_layer(group, members, arrays, pairs)})
 
 
@@ -137,10 +138,10 @@ def feature_record(
 
 
 def are_known(path: Path, about: Mapping[str, Any]) -> bool:
-    """Whether a features file has all of these weights, and fake features by this many random tokens."""
+    """Whether a features file has all of these weights and matches, and fakes by this many random tokens."""
     if not path.exists():
         return False
     known = read_record(path, remeasure(path))
-    return known.get("n_random_tokens") == about["n_random_tokens"] and all(
-        each in known["weights_fingerprints"] for each in about["weights_fingerprints"]
-    )
+    names = "weights_fingerprints", "matched_seeds"
+    is_there = all(each in known.get(name, []) for name in names for each in about[name])
+    return is_there and known.get("n_random_tokens") == about["n_random_tokens"]

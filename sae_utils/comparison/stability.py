@@ -21,6 +21,9 @@ from sae_utils.sparse_coders import SparseCoder
 STABLE_FROM = 0.5
 """Share of other seeds in which a stable latent comes back, at least."""
 
+MEASURED = ("floor", "fvu_of_stable", "explained_share")
+"""What takes more than counting, and is taken over where it is known."""
+
 LEAST_SEEDS = 3
 """With two, every latent comes back always or never."""
 
@@ -40,7 +43,6 @@ def measure_stability(group: Group, results: Results) -> None:
         stability = share_of_others(within.values())
         live = results.arrays(*sae.key[:3])[f"firing_rate_{sae.seed}"] > 0
         record = stability_record(stability, live, len(within))
-        record["floor"] = _floor(sae, list(within), group, results)
         record["elsewhere"] = {
             source: elsewhere_record(share_of_others(there.values()), stability)
             for source, there in others.items()
@@ -48,9 +50,10 @@ def measure_stability(group: Group, results: Results) -> None:
         }
         record["of"] = sorted([seed, results.saes[(*sae.key[:3], seed)]["weights_fingerprint"]] for seed in within)
         known = results.saes[sae.key].get("stability") or {}
-        if known.get("of") == record["of"]:
-            record |= {name: known[name] for name in ("fvu_of_stable", "explained_share")}
+        if known.get("of") == record["of"] and known["fvu_of_stable"] is not None:
+            record |= {name: known[name] for name in MEASURED}
         else:
+            record |= dict.fromkeys(MEASURED) | {"floor": _floor(sae, list(within), group, results)}
             stable[sae.key] = stability >= STABLE_FROM
             results.add_arrays(*sae.key[:3], **{f"stability_{sae.seed}": stability.astype(np.float32)})
             results.changed.add(sae.key[:2])

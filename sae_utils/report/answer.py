@@ -94,6 +94,21 @@ def caution_sentence(findings: Findings) -> str | None:
     )
 
 
+def unequal_sentence(findings: Findings) -> str | None:
+    """Where SAEs of a target and layer were trained on different amounts; None if nowhere, as within every grid."""
+    unequal = [
+        findings.group_label(target, layer)
+        for target, layer, members in findings.groups
+        if len({sae.get("n_train_tokens") for each in members for sae in each.saes}) > 1
+    ]
+    if not unequal:
+        return None
+    return (
+        f"Trained on different numbers of tokens, so that what differs between sources may be due to that: "
+        f"{'; '.join(unequal)}."
+    )
+
+
 def kinds_with_intervals(findings: Findings) -> list[str]:
     """Of which kinds of numbers, names of `UNITS`, there are intervals to be shown."""
     shown = {

@@ -19,6 +19,7 @@ from sae_utils.report.answer import (
     kinds_with_intervals,
     source_sentence,
     tokenized_again_sentence,
+    unequal_sentence,
 )
 from sae_utils.report.drawing import CSS_NAMES, Chart, inline_svg
 from sae_utils.report.feature_data import browser_data
@@ -80,6 +81,7 @@ def render(findings: Findings) -> str:
         with_intervals=kinds_with_intervals(findings),
         caution=caution_sentence(findings),
         diverged=diverged_sentence(findings),
+        unequal=unequal_sentence(findings),
         tokenized_again=tokenized_again_sentence(findings),
         packings=packings(findings),
         packing_sentences=packing_sentences(findings),

@@ -147,6 +147,11 @@ def test_kinds_of_pairs_are_chosen_and_added_to(grid):
     assert found["contrasts"] == [] and len(found["agreements"]) == 4
     train_sae.main(EVAL_ONLY)
     assert everything() == before
+    shutil.rmtree("results")
+    train_sae.main([*EVAL_ONLY, "--pairs", "between", "same_seed"])
+    assert {each["partner"] for each in features("tiny", 0)["seeds"]["0"]} == {None}
+    train_sae.main(EVAL_ONLY)
+    assert everything() == before, "the page's features have their partners now"
 
 
 def test_a_dry_run_says_how_many_pairs_there_will_be(grid, capsys):

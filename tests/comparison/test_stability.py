@@ -23,6 +23,7 @@ from grid_files import (
 )
 from torch.nn.functional import normalize
 
+from sae_utils.comparison import stability
 from sae_utils.comparison.stability import elsewhere_record, stability_record
 from sae_utils.evaluation.activations import layer_outputs
 
@@ -96,6 +97,25 @@ def test_two_seeds_are_too_few(grid):
 def test_a_run_about_fewer_seeds_keeps_what_is_known(grid):
     before = METRICS.read_bytes()
     compare_all(seeds=[0, 1])
+    assert METRICS.read_bytes() == before
+
+
+def test_a_run_that_was_stopped_between_two_sources_goes_on(grid, monkeypatch):
+    """By then the records of both are on disk, and those of the second lack what is measured."""
+    before, call = METRICS.read_bytes(), stability.measure_reconstruction
+    METRICS.unlink()
+
+    def stop(model, saes, *args, **options):
+        if any(key[1] == "tiny" for key in saes):
+            raise KeyboardInterrupt
+        return call(model, saes, *args, **options)
+
+    monkeypatch.setattr(stability, "measure_reconstruction", stop)
+    with pytest.raises(KeyboardInterrupt):
+        compare_all()
+    assert sae_record("tiny", 0, 0)["stability"]["fvu_of_stable"] is None
+    monkeypatch.setattr(stability, "measure_reconstruction", call)
+    compare_all()
     assert METRICS.read_bytes() == before
 
 

@@ -10,6 +10,7 @@ from sae_utils.report.answer import (
     caution_sentence,
     source_sentence,
     tokenized_again_sentence,
+    unequal_sentence,
 )
 from sae_utils.report.findings import Findings, read_findings
 from sae_utils.report.page import write_report
@@ -121,3 +122,20 @@ def test_one_seed_is_told_what_is_needed_and_not_cautioned(tmp_path):
     findings = read_findings(write_results(tmp_path, n_seeds=1, n_features=1))
     assert "needs two seeds" in agreement_sentence(findings)
     assert source_sentence(findings) is None and caution_sentence(findings) is None
+
+
+def test_sources_with_unequal_amounts_are_named(tmp_path):
+    """Results of several runs may stand together, and more training alone makes SAEs agree more."""
+    results = write_results(tmp_path, text_sources=["corpus"], n_features=1)
+    assert unequal_sentence(read_findings(results)) is None
+
+    def train_on_more(metrics):
+        for sae in metrics["saes"]:
+            sae["n_train_tokens"] *= 1 + ((sae["source"], sae["layer"]) == ("corpus", 15))
+
+    edit_metrics(results, train_on_more)
+    sentence = unequal_sentence(read_findings(results))
+    assert sentence == (
+        "Trained on different numbers of tokens, so that what differs between sources may be due to that: layer 15."
+    )
+    assert sentence in write_report(results).read_text(encoding="utf-8")
