@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # their import takes seconds, which --help does not need
     from sae_utils.comparison.results import Results
     from sae_utils.comparison.trained import Damaged, TrainedSae
     from sae_utils.distributed import Workers
+    from sae_utils.sources.labelled import LabelledTexts
     from sae_utils.sources.packs import Packs
     from sae_utils.training.cells import Cell
     from sae_utils.training.grid import GridChoice
@@ -162,6 +163,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--random_tokens", type=int, default=1_000_000, help="random tokens on which fake features are counted"
     )
     comparison.add_argument(
+        "--probe_datasets",
+        nargs="+",
+        default=[],
+        metavar="TEXTS",
+        help="labelled texts on which hidden states, latents and reconstructions are probed: .jsonl, .parquet, .csv, a "
+        "folder made by save_to_disk, or a hub id; columns `text` and `label`",
+    )
+    comparison.add_argument(
         "--export", choices=["saelens"], default=None, help="also write each SAE in SAELens' own folder format"
     )
     output = parser.add_argument_group("output")
@@ -234,10 +243,12 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     from sae_utils.comparison.groups import ComparisonSettings, group_saes
     from sae_utils.comparison.measuring import measure, read_known
     from sae_utils.comparison.pairs import count_by_size, describe_pairs, match_pairs
+    from sae_utils.comparison.probes import probe
     from sae_utils.comparison.stability import measure_stability
     from sae_utils.comparison.trained import check_none_left_out, find_all_trained, find_trained
     from sae_utils.comparison.whereabouts import Whereabouts, find_sources_of
     from sae_utils.devices import choose_dtype
+    from sae_utils.sources.labelled import find_labelled
     from sae_utils.training.folders import Checkpoints
     from sae_utils.training.grid import describe_grid, plan_grid
     from sae_utils.training.loop import train_grid
@@ -254,6 +265,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         args.datasets_dir, packs_of(args), whole_names(args, args.target_models), tuple(args.text_datasets)
     )
     comparison = ComparisonSettings(where, device, args.batch_size, args.random_tokens, quiet=args.quiet)
+    labelled = find_labelled(args.probe_datasets if workers.is_main else (), where.packs)
     damaged: list[Damaged] = []
 
     # 1. Plan: find models and data sets, pack the tokens, and give every cell of the grid the same budget.
@@ -292,6 +304,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     for group in group_saes(saes, sources, comparison):
         if workers.is_main:
             measure(group, results)
+            probe(group, labelled, results)
         match_pairs(group.saes, results, device, kinds=args.pairs, workers=workers)
         if workers.is_main:
             compare_codes(group, results)
@@ -305,7 +318,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     # tables, W&B.
     sum_up(results)
     results.save()
-    report(results, saes, tracking, exports_to=args.checkpoint_dir if args.export else None)
+    report(results, saes, tracking, probed=labelled, exports_to=args.checkpoint_dir if args.export else None)
     check_none_left_out(damaged)
 
 
@@ -400,7 +413,12 @@ def training_settings(args: argparse.Namespace) -> "TrainingSettings":
 
 
 def report(
-    results: "Results", saes: Sequence["TrainedSae"], tracking: "Tracking", *, exports_to: Path | None = None
+    results: "Results",
+    saes: Sequence["TrainedSae"],
+    tracking: "Tracking",
+    *,
+    probed: Sequence["LabelledTexts"] = (),
+    exports_to: Path | None = None,
 ) -> None:
     """Put the results on the terminal, on a page, and into W&B, and the SAEs into other tools' formats.
 
@@ -408,12 +426,14 @@ def report(
         results: What was measured.
         saes: The SAEs that this run is about.
         tracking: Where W&B runs go.
+        probed: The labelled texts that this run is about.
         exports_to: Folder to write SAEs in SAELens' format into, if they are wanted.
     """
     from sae_utils.comparison.saelens_export import export_saelens
     from sae_utils.report.figures import write_figures
     from sae_utils.report.freshness import fresh_figures, record_report
     from sae_utils.report.page import write_report
+    from sae_utils.report.probe_tables import probe_table
     from sae_utils.report.tables import results_tables, wandb_summary
     from sae_utils.training.wandb_runs import add_to_summaries, is_summary_due
 
@@ -426,6 +446,8 @@ def report(
             record_report(results.folder, [page, *figures])
     results.lock().remove_left_over()
     print(results_tables(results, [sae.key for sae in saes]))
+    if probed:
+        print(f"\n{probe_table(results, [sae.key for sae in saes], [each.name for each in probed])}")
     print(f"\n{page}: the comparison, with a browser of the features")
     print(f"{results.folder / 'metrics.json'}, {results.folder / 'metrics.csv'}: all numbers")
     print(f"{figures[0].parent}: the figures, as PNG and SVG")

@@ -35,7 +35,7 @@ PAGES = {
 """Every page by its path."""
 
 SCRIPTS = {"generate_datasets.py": generate_datasets, "train_sae.py": train_sae}
-IMPORT_NAMES = {"eai-sparsify": "sparsify", "pyyaml": "yaml"}
+IMPORT_NAMES = {"eai-sparsify": "sparsify", "pyyaml": "yaml", "scikit-learn": "sklearn"}
 STUDY = ROOT / "docs/study.sbatch"
 
 

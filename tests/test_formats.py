@@ -41,6 +41,7 @@ PLACEHOLDERS = {
     "rate": r"never|0|0\.\d+|1e-05",
     "source": r"tiny|corpus",
     "n_rows": r"\d+",
+    "representation": r"[a-z_]+\d*",
 }
 """What stands for `<...>` in a field's name."""
 
@@ -62,7 +63,8 @@ def study(tmp_path_factory) -> Path:
         sample = ["--models", "./tiny", "--max_length", "40", "--quiet"]
         generate_datasets.main([*sample, "--num_tokens", "2505"])  # in the middle of a sample
         compare = ["--random_tokens", "500", "--export", "saelens", "--text_datasets", "corpus.txt", "--num_seeds", "3"]
-        train_sae.main([*TRAIN, *compare])
+        Path("topics.csv").write_text("text,label\n" + "".join(f"the fox number {i},{i % 3}\n" for i in range(30)))
+        train_sae.main([*TRAIN, *compare, "--probe_datasets", "topics.csv"])
         kill_after(
             "samples_*", generate_datasets.main, [*sample, "--n", "40", "--batch_size", "8", "--output_dir", "growing"]
         )
@@ -396,7 +398,7 @@ def test_columns_of_the_csv():
 def defined(heading: str) -> set[str]:
     """Names in the tables of a section of docs/metrics.md."""
     rows = [row for table in tables(section(heading, METRICS)) for row in table]
-    return {name for row in rows for name in re.findall(r"`(\w+)`", row["name"])}
+    return {name for row in rows for name in re.findall(r"`(\w+)`", row.get("name") or row["representation"])}
 
 
 def numbers(record: dict[str, Any], *others: str) -> set[str]:
@@ -412,6 +414,9 @@ def test_every_number_is_defined():
     assert numbers(sae["evaluations"][0], *about) == defined("Per SAE and source, on held-out tokens")
     assert numbers(sae["evaluations"][0]["by_position"][0], "first", "last") == defined("By position")
     assert numbers(sae["random_tokens"], "n_drawn", "generator", "seed") == defined("Per SAE, on random tokens")
+    (probe,) = sae["probes"]
+    of_probe = numbers(probe, "name", "fingerprint", "scores").union(*probe["scores"].values())
+    assert of_probe | set(probe["scores"]) == defined("Per SAE, on labelled texts")
     about = {"source_b", "kind", "weights_fingerprints", "by_firing_rate", "unstable", "codes"}
     assert numbers(pair, *about) == defined("Per pair of SAEs")
     assert numbers(next(iter(pair["by_firing_rate"].values()))) == defined("By firing rate")
@@ -425,7 +430,7 @@ def test_every_number_is_defined():
     assert set(quality) == defined("Of a generated data set")
     about = {"path", "d_model", "n_latents", "k", "n_train_tokens", "weights_fingerprint"}
     about |= {"n_tokens_trained_on", "exclude", "packing"}
-    assert numbers(sae, "evaluations", "random_tokens", "stability", *about) == defined("Of the weights")
+    assert numbers(sae, "evaluations", "random_tokens", "probes", "stability", *about) == defined("Of the weights")
     assert {name.split("/")[0] for name in documented("`metrics.jsonl`")} - {"tokens"} == defined("While training")
 
 

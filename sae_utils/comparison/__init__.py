@@ -8,6 +8,7 @@ latent, to which every run adds what is not known yet. Its files in the order of
     results         metrics.json, metrics.csv and arrays
     groups          SAEs that are measured together, as many at a time as memory allows
     measuring       every SAE on every source and on random tokens
+    probes          every SAE on labelled texts
     pairs           every two SAEs of a target and layer, matched
     agreement       how much of one SAE comes back in another
     matching        exact one-to-one matching of directions

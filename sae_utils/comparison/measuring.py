@@ -70,7 +70,7 @@ def known_record(results: Results, sae: TrainedSae) -> dict[str, Any]:
     record |= {"packing": sae.run["packing"]}
     record |= {"path": sae.path, "max_decoder_norm_deviation": sae.record["max_decoder_norm_deviation"]}
     about = {"weights_fingerprint": sae.weights_fingerprint, "is_diverged": None}
-    return record | about | {"evaluations": [], "random_tokens": None, "stability": None}
+    return record | about | {"evaluations": [], "random_tokens": None, "probes": [], "stability": None}
 
 
 def converged(saes: Sequence[TrainedSae], results: Results) -> list[TrainedSae]:
@@ -186,7 +186,7 @@ def _set_diverged(results: Results, key: tuple, is_diverged: bool) -> None:
     record = results.saes[key]
     record["is_diverged"] = is_diverged
     if is_diverged:
-        record |= {"evaluations": [], "random_tokens": None, "stability": None}
+        record |= {"evaluations": [], "random_tokens": None, "probes": [], "stability": None}
         logger.warning("%s has diverged (NaN or infinity), and is left out of what follows", record["path"])
 
 

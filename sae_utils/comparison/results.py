@@ -257,7 +257,7 @@ def tidy_csv(content: dict[str, Any]) -> str:
     """One line per number: what it is about, its name, its value. Names of nested numbers are joined by dots.
 
     The two ends of an interval, such as `sfr_interval`, are `sfr_low` and `sfr_high`; a bin of positions is named
-    by its first, such as `by_position.4.fvu`.
+    by its first, such as `by_position.4.fvu`. Of a probe, `eval_source` is the data set, and names begin with `probe.`.
 
     Args:
         content: Of `metrics.json`.
@@ -270,7 +270,11 @@ def tidy_csv(content: dict[str, Any]) -> str:
         for evaluation in record.get("evaluations", []):
             where = about | {"eval_source": evaluation["eval_source"]}
             writer.writerows(where | {"metric": name, "value": value} for name, value in _numbers(evaluation))
-        rest = {name: value for name, value in record.items() if name not in (*IDENTITY_NAMES, "evaluations")}
+        for probe in record.get("probes", []):
+            where = about | {"eval_source": probe["name"]}
+            writer.writerows(where | {"metric": name, "value": value} for name, value in _numbers(probe, "probe."))
+        lists = "evaluations", "probes"
+        rest = {name: value for name, value in record.items() if name not in (*IDENTITY_NAMES, *lists)}
         writer.writerows(about | {"metric": name, "value": value} for name, value in _numbers(rest))
     return text.getvalue()
 

@@ -10,5 +10,7 @@ written. All of it is streamed, one pass of the model for all SAEs. Its files:
     random_tokens   features that fire on anything: the fake feature ratio
     positions       numbers by position in the sequence
     contexts        what latents fire on
+    last_tokens     what layers hold at the last token of each text
+    probing         how well logistic regression tells classes by it
     intervals       how far a number may be off because of what it was counted on
 """

@@ -8,6 +8,7 @@ computed here that is not in the results already: no model, no data set and no w
     findings      results, read again for the report
     answer        the sentences of the report
     origin        agreement between sources, in a sentence and in rows
+    probe_tables  what probes found
     preparation   what SAEs were given: rows, and what was left out
     drawing       looks of the figures
     plots         what is drawn in a figure

@@ -27,6 +27,7 @@ from sae_utils.report.findings import Comparison, Findings, Spread, read_finding
 from sae_utils.report.origin import NAMES, VERDICTS, origin_rows, origin_sentence
 from sae_utils.report.panels import PANEL_WIDTH
 from sae_utils.report.preparation import exclusion_sentence, packing_sentences, packings, random_tokens_sentence
+from sae_utils.report.probe_tables import MEASURES, TITLES, probe_sentence, probed_datasets
 from sae_utils.report.rounding import rounded
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -93,6 +94,10 @@ def render(findings: Findings) -> str:
         css_colours={colour: f"var(--{name})" for colour, name in CSS_NAMES.items()},
         thresholds=THRESHOLDS,
         most_fakes=figures.most_fakes,
+        probed=probed_datasets(findings),
+        probe_titles=TITLES,
+        probe_measures=MEASURES,
+        probe_sentence=probe_sentence,
         browser=browser_data(findings),
         n_pairs=max((spread.n for each in findings.comparisons if (spread := each.of_pairs("sfr"))), default=0),
     )

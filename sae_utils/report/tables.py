@@ -25,7 +25,7 @@ _SOURCE_COLUMNS = (
 _WANDB_NUMBERS = ("sfr", "sfr_both", "sfr_top1", "sfr_live", "sfr_floor", "mean_matched_cosine")
 """Of pairs, in the summary of a W&B run."""
 
-_TEXT_COLUMNS = ("target", "source", "sources", "path", "seeds", "number", "between, against within")
+_TEXT_COLUMNS = ("target", "source", "sources", "path", "seeds", "number", "between, against within", "probed on")
 
 
 def results_tables(results: Results, keys: Sequence[tuple]) -> str:
@@ -42,19 +42,19 @@ def results_tables(results: Results, keys: Sequence[tuple]) -> str:
         results: What was measured.
         keys: Target, source, layer and seed of each SAE to be shown.
     """
-    tables = [_table(_SAE_COLUMNS, [_sae_row(results.saes[key]) for key in keys])]
+    tables = [text_table(_SAE_COLUMNS, [_sae_row(results.saes[key]) for key in keys])]
     wanted = {key[:3] for key in keys}
     of_them = [record for key, record in sorted(results.pairs.items()) if key[:3] in wanted]
     pairs = [record for record in of_them if record["source"] == record["source_b"]]
     if pairs:
-        tables.append(_table(_PAIR_COLUMNS, [_pair_row(record) for record in pairs]))
+        tables.append(text_table(_PAIR_COLUMNS, [_pair_row(record) for record in pairs]))
     contrasts = [
         each
         for each in results.contrasts
         if {(each["target"], each[end], each["layer"]) for end in ("source", "source_b")} <= wanted
     ]
     if contrasts:
-        tables.append(_table(_SOURCE_COLUMNS, [_source_row(each, results) for each in contrasts]))
+        tables.append(text_table(_SOURCE_COLUMNS, [_source_row(each, results) for each in contrasts]))
     return "\n\n".join(tables)
 
 
@@ -70,6 +70,9 @@ def wandb_summary(results: Results, target: str, source: str) -> dict[str, Any]:
             summary |= {f"eval/{evaluation['eval_source']}/{what}/{name}": value for what, value in numbers.items()}
         random_tokens = _numbers_of(record["random_tokens"] or {})  # none of an SAE of another run that was stopped
         summary |= {f"random_tokens/{what}/{name}": value for what, value in random_tokens.items() if what != "seed"}
+        for probe in record.get("probes", []):
+            accuracies = {what: scores["accuracy"] for what, scores in probe["scores"].items()}
+            summary |= {f"probe/{probe['name']}/{what}/{name}": value for what, value in accuracies.items()}
     for record in results.pairs.values():
         ends = [(record["source"], record["seed"]), (record["source_b"], record["seed_b"])]
         if record["target"] != target or source not in dict(ends):
@@ -82,6 +85,19 @@ def wandb_summary(results: Results, target: str, source: str) -> dict[str, Any]:
         numbers = {what: record[what] for what in _WANDB_NUMBERS}
         summary |= {f"{kind}/{what}/{name}": value for what, value in numbers.items() if value is not None}
     return summary
+
+
+def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns, numbers to the right."""
+    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column in _TEXT_COLUMNS else cell.rjust(width)
+            for cell, width, column in zip(row, widths, columns, strict=True)
+        )
+        for row in [columns, tuple("-" * width for width in widths), *rows]
+    ]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _numbers_of(record: dict[str, Any]) -> dict[str, float | int]:
@@ -129,19 +145,6 @@ def _source_row(contrast: dict[str, Any], results: Results) -> tuple[str, ...]:
         _number(row.same_seed and row.same_seed[measure]),
         VERDICTS[contrast["verdict"]],
     )
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns, numbers to the right."""
-    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column in _TEXT_COLUMNS else cell.rjust(width)
-            for cell, width, column in zip(row, widths, columns, strict=True)
-        )
-        for row in [columns, tuple("-" * width for width in widths), *rows]
-    ]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _with_interval(record: dict[str, Any], name: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ ids, memory-mapped, and how many of them every SAE is trained on and measured on
     streams     corpora read from their beginning, or from a place in them
     excerpts    the beginning of a corpus, kept on disk
     ids         corpora of token ids: of which tokenizer
+    labelled    labelled texts, for probes
     pieces      parts of that, and what they are measured in
     documents   the documents of a source as token ids
     joining     documents joined into rows, by one rule for all

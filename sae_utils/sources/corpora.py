@@ -3,8 +3,9 @@
 import contextlib
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import datasets
@@ -28,6 +29,15 @@ logger = logging.getLogger(__name__)
 READERS = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
 """File endings, and what `datasets` calls their readers."""
 
+TABLE_READERS = READERS | {".csv": "csv"}
+"""The same of texts with labels."""
+
+READER_OPTIONS = {".csv": {"keep_default_na": False}}
+"""What readers are told where it is not what they would do: the text "None" is a text."""
+
+FLAG = "--text_datasets"
+"""What a corpus is given by."""
+
 TEXT_COLUMN = "text"
 
 CACHE_RECORD = "checksums.json"
@@ -47,20 +57,46 @@ def load_texts(reference: str, cache_dir: Path) -> Dataset:
         MissingInputError: If there is no such file, folder or data set.
         InputError: If it cannot be read, or has no column `text` of strings.
     """
-    with explained(reference, cache_dir):
-        rows = _read(reference, cache_dir)
-    rows = pick_split(rows, reference)
-    columns = {name: getattr(feature, "dtype", "?") for name, feature in rows.features.items()}
-    if "string" not in columns.get(TEXT_COLUMN, ""):
-        found = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
-        raise InputError(f"--text_datasets {reference} must have a column `text` of strings, found {found}")
+    rows = open_corpus(reference, cache_dir)
+    if "string" not in (kinds := column_kinds(rows)).get(TEXT_COLUMN, ""):
+        raise InputError(f"{FLAG} {reference} must have a column `text` of strings, found {listed(kinds)}")
     with uncached(), explained(reference, cache_dir):
         return rows.select_columns([TEXT_COLUMN]).filter(
             lambda texts: [bool(text) for text in texts], input_columns=TEXT_COLUMN, batched=True
         )
 
 
-def pick_split(rows: Any, reference: str) -> Any:
+def open_corpus(
+    reference: str, cache_dir: Path, flag: str = FLAG, readers: Mapping[str, str] = MappingProxyType(READERS)
+) -> Dataset:
+    """All rows and columns of a corpus; of several splits, those of `train`.
+
+    Args:
+        reference: As in `load_texts`.
+        cache_dir: Where what is made of a file is kept.
+        flag: What it was given by.
+        readers: Endings that a file may have.
+
+    Raises:
+        InputError: If it is not there, cannot be read, or has several splits and none of that name.
+    """
+    with explained(reference, cache_dir, flag):
+        check_reference(reference, flag, readers)
+        rows = _read(reference, cache_dir)
+    return pick_split(rows, reference, flag)
+
+
+def column_kinds(rows: Dataset) -> dict[str, str]:
+    """Types of the columns, by name."""
+    return {name: getattr(feature, "dtype", "?") for name, feature in rows.features.items()}
+
+
+def listed(kinds: Mapping[str, str]) -> str:
+    """The same in words, for messages."""
+    return ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+
+
+def pick_split(rows: Any, reference: str, flag: str = FLAG) -> Any:
     """The rows of `train`, or of the only split there is; rows without splits as they are.
 
     Raises:
@@ -69,11 +105,11 @@ def pick_split(rows: Any, reference: str) -> Any:
     if not isinstance(rows, dict):
         return rows
     if "train" not in rows and len(rows) > 1:
-        raise InputError(f"--text_datasets {reference} has the splits {', '.join(rows)}, and none is called train")
+        raise InputError(f"{flag} {reference} has the splits {', '.join(rows)}, and none is called train")
     return rows["train"] if "train" in rows else next(iter(rows.values()))
 
 
-def check_reference(reference: str) -> None:
+def check_reference(reference: str, flag: str = FLAG, readers: Mapping[str, str] = MappingProxyType(READERS)) -> None:
     """Refuse what can be neither a corpus on disk nor one of a hub.
 
     Raises:
@@ -81,11 +117,11 @@ def check_reference(reference: str) -> None:
         InputError: If a file is of another kind.
     """
     path = Path(reference).expanduser()
-    if is_hub_id(reference) or path.is_dir() or (path.is_file() and path.suffix in READERS):
+    if is_hub_id(reference) or path.is_dir() or (path.is_file() and path.suffix in readers):
         return
     if path.is_file():
-        raise InputError(f"--text_datasets {reference} must end in {', '.join(READERS)}, or be a folder or a hub id")
-    raise MissingInputError(f"--text_datasets {reference} does not exist; looked at {path.absolute()}")
+        raise InputError(f"{flag} {reference} must end in {', '.join(readers)}, or be a folder or a hub id")
+    raise MissingInputError(f"{flag} {reference} does not exist; looked at {path.absolute()}")
 
 
 def corpus_name(reference: str) -> str:
@@ -95,7 +131,7 @@ def corpus_name(reference: str) -> str:
     ('shakespeare', 'wikitext-103-raw-v1')
     """
     name = Path(reference.rpartition(":")[2] if is_hub_id(reference) else reference)
-    return name.stem if name.suffix in READERS else name.name
+    return name.stem if name.suffix in TABLE_READERS else name.name
 
 
 def fingerprint_texts(rows: Dataset) -> str:
@@ -109,7 +145,7 @@ def fingerprint_texts(rows: Dataset) -> str:
 
 
 @contextlib.contextmanager
-def explained(reference: str, cache_dir: Path) -> Iterator[None]:
+def explained(reference: str, cache_dir: Path, flag: str = FLAG) -> Iterator[None]:
     """Turn whatever `datasets` raises while a corpus is read into one line.
 
     Raises:
@@ -126,7 +162,7 @@ def explained(reference: str, cache_dir: Path) -> Iterator[None]:
             raise
         reason = first_line(err.__cause__ or err)
         raise MissingInputError(
-            f"--text_datasets {reference} could not be read ({reason}); if it is whole, what was made of it "
+            f"{flag} {reference} could not be read ({reason}); if it is whole, what was made of it "
             f"before is not: rm -r {cache_dir}, and the same command reads it again"
         ) from err
     finally:
@@ -148,12 +184,11 @@ def uncached() -> Iterator[None]:
 def is_hub_id(reference: str) -> bool:
     """Whether a reference can only be a hub id: it is not there, and does not look like a path."""
     path = Path(reference).expanduser()
-    return not path.exists() and reference[0] not in "./~" and path.suffix not in READERS
+    return not path.exists() and reference[0] not in "./~" and path.suffix not in TABLE_READERS
 
 
 def _read(reference: str, cache_dir: Path) -> Dataset | DatasetDict:
     """Open a corpus with the library's reader for it."""
-    check_reference(reference)
     path = Path(reference).expanduser()
     if path.is_dir():
         return load_from_disk(str(path))
@@ -167,7 +202,10 @@ def _read_file(path: Path, cache_dir: Path) -> Dataset:
     """A file, by way of the cache of `datasets`; what was made of it before and has changed since is made again."""
 
     def read() -> Dataset:
-        return load_dataset(READERS[path.suffix], data_files=str(path), split="train", cache_dir=str(cache_dir))
+        options = READER_OPTIONS.get(path.suffix, {})
+        return load_dataset(
+            TABLE_READERS[path.suffix], data_files=str(path), split="train", cache_dir=str(cache_dir), **options
+        )
 
     before = {each.resolve() for each in cache_dir.rglob("*.arrow")}
     rows = read()

@@ -81,6 +81,8 @@ def numbers_in(metrics: dict) -> Iterator[tuple]:
         rest = dict(record)
         names = ("target", "source", "layer", "seed", "source_b", "seed_b", "kind", "measure")
         identity = tuple(str(rest.pop(name, "")) for name in names)
+        for probe in rest.pop("probes", []):
+            yield from walk(probe, (*identity, probe["name"]), "probe")
         for evaluation in rest.pop("evaluations", []):
             values = dict(evaluation)
             yield from walk(values, (*identity, values.pop("eval_source")), "")
@@ -127,6 +129,22 @@ def test_every_number_of_the_json_is_in_the_csv_once_to_the_last_digit():
     rows, expected = rows_of(Path("results/metrics.csv")), list(numbers_in(json.loads(path.read_text())))
     assert len(set(rows)) == len(rows) == 8 * 9 + 2 * 8
     assert sorted(rows) == sorted((*row[:-1], float(row[-1])) for row in expected)
+
+
+def test_a_probe_has_its_data_set_where_an_evaluation_has_its_source():
+    """Two data sets would have one name otherwise."""
+    scores = {"latents": {"accuracy": 0.75, "accuracy_interval": [0.5, 1.0], "n_steps": 7}}
+    probes = [{"name": name, "fingerprint": "01", "n_test": n, "scores": scores} for n, name in ((9, "a"), (4, "b"))]
+    saes = [sae_of("tiny", 7, 0) | {"probes": probes}]
+    lines = tidy_csv({"saes": saes, "pairs": [], "agreements": [], "contrasts": []}).splitlines()
+    assert [line for line in lines if ",a," in line] == [
+        "tiny,tiny,7,0,,,,,a,probe.n_test,9",
+        "tiny,tiny,7,0,,,,,a,probe.scores.latents.accuracy,0.75",
+        "tiny,tiny,7,0,,,,,a,probe.scores.latents.accuracy_low,0.5",
+        "tiny,tiny,7,0,,,,,a,probe.scores.latents.accuracy_high,1.0",
+        "tiny,tiny,7,0,,,,,a,probe.scores.latents.n_steps,7",
+    ]
+    assert len([line for line in lines if ",b,probe." in line]) == 5
 
 
 def test_csv_opens_with_pandas():

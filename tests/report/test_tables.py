@@ -155,6 +155,7 @@ def test_one_seed_has_no_table_of_pairs():
 def test_summary_for_wandb_by_hand():
     """One cell's numbers, on all sources; undefined ones, what is no measurement, and other cells' are left out."""
     saes = [sae_record("tiny", 7, 1, fvu=None), sae_record("other", 7, 1)]
+    saes[0]["probes"] = [{"name": "news", "n_test": 9, "scores": {"latents": {"accuracy": 0.75, "macro_f1": 0.7}}}]
     pairs = [pair_record("tiny", 7, sfr_live=None), pair_record("other", 7)]
     assert wandb_summary(results_of(saes, pairs), "tiny", "tiny") == {
         "eval/other/n_tokens/layers.7/seed_1": 96,
@@ -169,6 +170,7 @@ def test_summary_for_wandb_by_hand():
         "random_tokens/n_tokens/layers.7/seed_1": 2000,
         "random_tokens/ffr/layers.7/seed_1": 0.0125,
         "random_tokens/n_fake/layers.7/seed_1": 3,
+        "probe/news/latents/layers.7/seed_1": 0.75,
         "agreement/sfr/layers.7/seeds_0_1": 0.5,
         "agreement/sfr_both/layers.7/seeds_0_1": 0.4,
         "agreement/sfr_top1/layers.7/seeds_0_1": 0.55,
