@@ -10,8 +10,13 @@ from packaging.requirements import Requirement
 
 from sae_utils.errors import InputError
 
-SPARSIFY = "eai-sparsify>=1.3.3,<1.4"
-"""Versions whose trainer has the parts that are replaced and overridden here, though nothing promises them."""
+SPARSIFY = "eai-sparsify>=1.3.2,<1.4"
+"""Versions whose trainer has the parts that are replaced and overridden here, though nothing promises them.
+
+1.3.1 is the first that trains several seeds of a layer in one pass, and 1.3.2 the first that is told the variance that
+a part's error is divided by (`total_variance`), on which `--micro_acc_steps` and several processes rest. What 1.3.3
+changed, the loss of dead latents, is not used here.
+"""
 
 
 def check_sparsify() -> None:
@@ -31,7 +36,7 @@ def check_sparsify() -> None:
         raise InputError(f"EleutherAI's sparsify is not installed; run: pip install '{SPARSIFY}' (not `sparsify`)")
     if not Requirement(SPARSIFY).specifier.contains(found, prereleases=True):
         raise InputError(
-            f"this project leans on the insides of {SPARSIFY}, and version {found} is installed; run: "
+            f"eai-sparsify {found} is installed, and this project, which leans on its insides, needs {SPARSIFY}; run: "
             f"pip install '{SPARSIFY}'"
         )
 

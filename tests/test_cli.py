@@ -391,10 +391,14 @@ def test_training_refuses_in_one_line(tiny, capsys, flags, message):
 @pytest.mark.parametrize(
     ("installed", "message"),
     [
-        ({"sparsify": "1.0"}, "pip uninstall -y sparsify eai-sparsify && pip install 'eai-sparsify>=1.3.3,<1.4'"),
-        ({}, "run: pip install 'eai-sparsify>=1.3.3,<1.4' (not `sparsify`)"),
-        ({"eai-sparsify": "1.4.0"}, "and version 1.4.0 is installed; run: pip install 'eai-sparsify>=1.3.3,<1.4'"),
-        ({"eai-sparsify": "1.3.2"}, "and version 1.3.2 is installed"),
+        ({"sparsify": "1.0"}, "pip uninstall -y sparsify eai-sparsify && pip install 'eai-sparsify>=1.3.2,<1.4'"),
+        ({}, "run: pip install 'eai-sparsify>=1.3.2,<1.4' (not `sparsify`)"),
+        ({"eai-sparsify": "1.4.0"}, "eai-sparsify 1.4.0 is installed, and this project, which"),
+        (
+            {"eai-sparsify": "1.3.1"},
+            "error: eai-sparsify 1.3.1 is installed, and this project, which leans on its insides, needs "
+            "eai-sparsify>=1.3.2,<1.4; run: pip install 'eai-sparsify>=1.3.2,<1.4'\n",
+        ),
     ],
 )
 def test_wrong_sparsify_is_named(tiny, capsys, monkeypatch, installed, message):

@@ -1,8 +1,10 @@
 """What must be on a machine before anything is loaded there."""
 
+import inspect
 import os
 import sys
 import sysconfig
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,13 @@ from conftest import pretend_gpus
 from test_cli import TRAIN, generate, refused
 
 import train_sae
-from sae_utils.dependencies import check_compiler
+from sae_utils import dependencies
+from sae_utils.dependencies import check_compiler, check_sparsify
 from sae_utils.errors import InputError
+from sae_utils.sparse_coders import SparseCoder, TrainConfig, Trainer
+
+SPARSIFY = r"eai-sparsify>=1\.3\.2,<1\.4"
+"""As a pattern."""
 
 
 @pytest.fixture
@@ -35,6 +42,31 @@ def install(name: str) -> Path:
     path = Path("bin", name)
     path.touch(mode=0o755)
     return path
+
+
+@pytest.mark.parametrize("found", ["1.3.2", "1.3.3", "1.3.10"])
+def test_versions_of_sparsify_that_have_what_is_needed_are_let_pass(monkeypatch, found):
+    """Whose trainer takes several seeds in a pass, and whose SAEs take the variance of a whole batch."""
+    monkeypatch.setattr(dependencies, "_version", {"eai-sparsify": found}.get)
+    check_sparsify()
+
+
+@pytest.mark.parametrize("found", ["0.0.1", "1.2.2", "1.3.0", "1.3.1", "1.3.2rc1", "1.4.0", "2.0"])
+def test_other_versions_of_sparsify_are_refused_with_what_is_needed(monkeypatch, found):
+    """They would train other weights, or stop in the first step with an argument that they do not know."""
+    monkeypatch.setattr(dependencies, "_version", {"eai-sparsify": found}.get)
+    needs = f"^eai-sparsify {found} is installed, and this project, .* needs {SPARSIFY}; run: pip install '{SPARSIFY}'$"
+    with pytest.raises(InputError, match=needs):
+        check_sparsify()
+
+
+def test_the_installed_sparsify_has_what_the_bound_stands_for():
+    """A release within the bound that drops one of these is found here, not by a user."""
+    assert "total_variance" in inspect.signature(SparseCoder.forward).parameters
+    assert {"init_seeds", "hookpoints", "exclude_tokens", "distribute_modules"} <= {
+        each.name for each in fields(TrainConfig)
+    }
+    assert "get_saes_by_layer_name" in vars(sys.modules[Trainer.__module__]), "several seeds of a layer in one pass"
 
 
 @pytest.mark.parametrize("name", ["gcc", "clang"])
