@@ -190,6 +190,9 @@ def test_held_out_texts_choose_no_latent_and_no_scale():
     right, wrong = (score_sae(encoded, each, split) for each in (classes, other))
     assert right["best_1"]["accuracy"] == 1.0 and wrong["best_1"]["accuracy"] == 0.0
     assert wrong["latents"]["accuracy"] == 0.0
+    loud_there_alone = encoded.latents.toarray()
+    loud_there_alone[split.test, 0] = 1000.0 * classes[split.test]
+    assert score_sae(encoded._replace(latents=csr_array(loud_there_alone)), classes, split)["best_1"]["accuracy"] == 1.0
     louder = encoded.latents.toarray()
     louder[split.test] *= 7
     assert score_latents(csr_array(louder), classes, split)["n_steps"] == right["latents"]["n_steps"]

@@ -63,7 +63,8 @@ def test_the_fingerprint_sees_texts_labels_and_their_order():
         (TEXTS, LABELS[::-1]),
         (TEXTS[::-1], LABELS),
         ([TEXTS[0] + "!", *TEXTS[1:]], LABELS),
-        ([TEXTS[0] + "3", *TEXTS[1:]], [*LABELS]),
+        ([f"{text}3" for text in TEXTS], LABELS),
+        (TEXTS, [f"3{label}" for label in LABELS]),
     ]
     prints = [read_labelled(write_rows(f"_{i}", *each), PACKS).fingerprint for i, each in enumerate(changed)]
     assert len(set(prints)) == len(changed)
