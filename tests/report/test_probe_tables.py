@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from report_fixture import edit_metrics, write_results
+from test_page import Page
 
 from sae_utils.comparison.results import Results
 from sae_utils.report.findings import Spread, read_findings
@@ -90,3 +91,12 @@ def test_the_page_has_none_where_nothing_was_probed(tmp_path):
     """Nor a link to it; results of before have no field for it."""
     page = write_report(write_results(tmp_path)).read_text()
     assert 'id="probes"' not in page and "#probes" not in page
+
+
+def test_the_section_is_well_formed_and_its_table_full(tmp_path):
+    """A cell too few moves all numbers behind it under another title."""
+    page = Page(write_report(with_probes(tmp_path)))
+    assert page.mismatched == [] and page.open == []
+    (found,) = re.findall(r'<section id="probes".*?</section>', page.text, flags=re.DOTALL)
+    rows = re.findall(r"<tr>(.*?)</tr>", found, flags=re.DOTALL)
+    assert {len(re.findall(r"<t[hd]\b", row)) for row in rows} == {4 + len(TITLES)} and len(rows) == 2 * (1 + 4)
