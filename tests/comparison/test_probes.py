@@ -21,13 +21,12 @@ from grid_files import (
     change_tensors,
     change_weights,
     compare_all,
-    everything,
     metrics,
     sae_of,
     sae_record,
     settings,
 )
-from test_cli import refused
+from test_cli import all_bytes, refused
 
 import train_sae
 from sae_utils.comparison import probes
@@ -114,11 +113,11 @@ def test_every_sae_is_probed_and_a_layer_has_one_hidden_state(grid, calls):
 def test_a_second_run_measures_nothing_and_changes_no_byte(grid, calls):
     names = write_texts(), write_texts("more.jsonl", seed=1)
     probe_all(*names)
-    before = everything()
+    before = all_bytes(Path("results"))
     assert len(calls) == 2
     probe_all(*names)
     probe_all()  # not asked for, and still known
-    assert len(calls) == 2 and everything() == before
+    assert len(calls) == 2 and all_bytes(Path("results")) == before
 
 
 def test_other_batch_sizes_give_the_same_numbers(grid):
