@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CORPUS, load, run_killed
+from conftest import CORPUS, edit_record, load, run_killed
 from grid_files import (
     DETAILS,
     EVAL_ONLY,
     LAYERS,
     LEFT_OUT,
+    METRICS,
     SEEDS,
     SOURCES,
     change_tensors,
@@ -118,6 +119,17 @@ def test_a_second_run_measures_nothing_and_changes_no_byte(grid, calls):
     probe_all(*names)
     probe_all()  # not asked for, and still known
     assert len(calls) == 2 and all_bytes(Path("results")) == before
+
+
+def test_results_of_before_there_were_probes_have_none(grid):
+    """They are taken over, and the field is documented as a list."""
+    saes = metrics()["saes"]
+    for record in saes:
+        del record["probes"]
+    edit_record(METRICS, saes=saes)
+    assert {len(record["probes"]) for record in probe_all().saes.values()} == {0}
+    probe_all(write_texts())
+    assert {len(record["probes"]) for record in metrics()["saes"]} == {1}
 
 
 def test_other_batch_sizes_give_the_same_numbers(grid):
