@@ -29,7 +29,7 @@ MAY_GO = re.compile(r"\.locks/|writing_|\.tmp$|\.unfinished/.*(metrics\.jsonl|st
 """What a run may remove or write anew before it is refused: locks, scraps, checkpoints that newer ones follow."""
 
 
-DRAWN_FROM, REPORT_RECORD = r"results/details/[^/]+\.npz", "results/report.json"
+DRAWN_FROM, REPORT_RECORD = r"results/details/.+\.npz", "results/report.json"
 """Archives, whose bytes are not all guarded by checksums of the format, such as times; and the record of the bytes from
 which page and figures were drawn, which are compared themselves."""
 
