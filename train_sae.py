@@ -243,7 +243,6 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     from sae_utils.comparison.groups import ComparisonSettings, group_saes
     from sae_utils.comparison.measuring import measure, read_known
     from sae_utils.comparison.pairs import count_by_size, describe_pairs, match_pairs
-    from sae_utils.comparison.probes import probe
     from sae_utils.comparison.stability import measure_stability
     from sae_utils.comparison.trained import check_none_left_out, find_all_trained, find_trained
     from sae_utils.comparison.whereabouts import Whereabouts, find_sources_of
@@ -304,7 +303,10 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     for group in group_saes(saes, sources, comparison):
         if workers.is_main:
             measure(group, results)
-            probe(group, labelled, results)
+            if labelled:
+                from sae_utils.comparison.probes import probe  # scikit-learn takes a second
+
+                probe(group, labelled, results)
         match_pairs(group.saes, results, device, kinds=args.pairs, workers=workers)
         if workers.is_main:
             compare_codes(group, results)
