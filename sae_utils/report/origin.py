@@ -95,7 +95,7 @@ def _counted(findings: Findings, rows: Sequence[OriginRow]) -> str:
         if members := by_verdict[verdict]:
             ratios = [row.contrast["ratio"] for row in members if row.contrast["ratio"] is not None]
             span = f" (ratio {_span(ratios)})" if ratios else ""
-            parts.append(f"in {len(members)} {what}{span}")
+            parts.append(f"in {len(members)}, {what}{span}")
     return f"of {len(rows)} comparisons of two sources, {'; '.join(parts)}"
 
 

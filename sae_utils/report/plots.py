@@ -161,10 +161,11 @@ def draw_by_rate(
 ) -> None:
     """Mean cosines in ranges of firing rates, with the lowest and the highest pair; a gap where no latent is."""
     for means, colour in lines:
-        known = [(x, spread) for x, name in enumerate(bins) if (spread := means[name]) is not None]
-        places, spreads = [x for x, _ in known], [spread for _, spread in known]
-        ax.plot(places, [each.mean for each in spreads], color=colour, linewidth=1.1, marker="o", markersize=2.6, mew=0)
-        ax.vlines(places, [each.low for each in spreads], [each.high for each in spreads], color=colour, linewidth=0.8)
+        values = [np.nan if means[name] is None else means[name].mean for name in bins]
+        ax.plot(range(len(bins)), values, color=colour, linewidth=1.1, marker="o", markersize=2.6, mew=0)
+        known = {x: means[name] for x, name in enumerate(bins) if means[name] is not None}
+        low, high = ([getattr(spread, end) for spread in known.values()] for end in ("low", "high"))
+        ax.vlines(list(known), low, high, color=colour, linewidth=0.8)
     if floor is not None:
         ax.axhline(floor, color=MUTED, linewidth=1.0, **dash_style(1))
     ax.set_xticks(range(len(bins)), [_rate_name(name) for name in bins])

@@ -64,8 +64,8 @@ def test_a_single_contrast_is_said_with_its_numbers(tmp_path, verdict, sentence)
 def test_several_are_counted_by_what_they_say(tmp_path):
     findings = findings_with(tmp_path, ["lower", "lower", "within_spread", "at_floor"], layers=[3, 7, 11, 15])
     assert origin_sentence(findings) == (
-        "The model's features or the data's? Of 4 comparisons of two sources, in 2 SAEs of two texts agree less than "
-        "SAEs of one (ratio 0.50); in 1 the difference is within the spread (ratio 0.50); in 1 nothing is above the "
+        "The model's features or the data's? Of 4 comparisons of two sources, in 2, SAEs of two texts agree less than "
+        "SAEs of one (ratio 0.50); in 1, the difference is within the spread (ratio 0.50); in 1, nothing is above the "
         "floor."
     )
 
