@@ -64,7 +64,8 @@ def known_record(results: Results, sae: TrainedSae) -> dict[str, Any]:
     known = results.saes.get(sae.key)
     is_same = known is not None and known["weights_fingerprint"] == sae.weights_fingerprint
     if is_same and results.arrays_path(*sae.key[:3]).exists():
-        return {"probes": []} | known | {"path": sae.path}  # of before there were probes
+        later = {name: value for name, value in {"probes": [], "stability": None}.items() if name not in known}
+        return known | {"path": sae.path} | later
     names = "target", "source", "layer", "seed", "d_model", "n_latents", "k", "n_train_tokens", "n_tokens_trained_on"
     record = {name: sae.record[name] for name in names} | {"exclude": sae.run["settings"]["exclude"]}
     record |= {"packing": sae.run["packing"]}

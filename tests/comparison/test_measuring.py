@@ -75,14 +75,18 @@ def calls(monkeypatch) -> list[tuple]:
 
 def test_every_sae_is_measured_on_every_source_and_every_two_seeds_are_compared(grid):
     found = metrics()
-    assert found["schema"] == 3
+    assert found["schema"] == 4
     saes = [(each["target"], each["source"], each["layer"], each["seed"]) for each in found["saes"]]
     assert saes == list(itertools.product(["tiny"], SOURCES, LAYERS, SEEDS))
     for record in found["saes"]:
         assert [each["eval_source"] for each in record["evaluations"]] == list(SOURCES)
         assert record["random_tokens"]["n_tokens"] == 2000
-    pairs = [(each["source"], each["layer"], each["seed"], each["seed_b"]) for each in found["pairs"]]
-    assert pairs == [(*cell, *two) for cell in itertools.product(SOURCES, LAYERS) for two in [(0, 1), (0, 2), (1, 2)]]
+    pairs = [tuple(each[n] for n in ("source", "layer", "seed", "source_b", "seed_b")) for each in found["pairs"]]
+    assert pairs == sorted(
+        (source, layer, seed, source_b, seed_b)
+        for layer in LAYERS
+        for (source, seed), (source_b, seed_b) in itertools.combinations(itertools.product(SOURCES, SEEDS), 2)
+    )
     datasets = [(each["name"], each["kind"]) for each in found["datasets"]]
     assert datasets == [("other", "generated"), ("tiny", "generated")]
     for each in found["datasets"]:
@@ -207,9 +211,11 @@ def test_a_new_seed_adds_records_and_leaves_the_old_ones(grid, calls):
     shutil.rmtree("results")
     compare_all()
     two = metrics()
-    assert len(two["saes"]) == 8 and len(two["pairs"]) == 4
-    assert all(each in json.loads(whole["metrics.json"])["saes"] for each in two["saes"])
-    assert all(each in json.loads(whole["metrics.json"])["pairs"] for each in two["pairs"])
+    assert len(two["saes"]) == 8 and len(two["pairs"]) == 2 * 6
+    three = json.loads(whole["metrics.json"])
+    assert {str(each["stability"]) for each in two["saes"]} == {"None"}
+    assert all(each in [other | {"stability": None} for other in three["saes"]] for each in two["saes"])
+    assert all(each in three["pairs"] for each in two["pairs"])
     for source in SOURCES:
         shutil.move(f"seed_2_{source}", f"checkpoints/tiny_from_{source}_seed_2")
     calls.clear()
@@ -217,7 +223,7 @@ def test_a_new_seed_adds_records_and_leaves_the_old_ones(grid, calls):
     assert everything() == whole
     measured = {key[-1] for step, *keys in calls for key in keys if step != "find_contexts"}
     assert measured == {2}, "a known SAE was measured again"
-    assert calls.count(("compare_dictionaries",)) == 8
+    assert calls.count(("compare_dictionaries",)) == 30 - 12
 
 
 def test_a_new_source_is_measured_on_and_leaves_the_old_numbers(grid, calls):
@@ -242,13 +248,15 @@ def test_retrained_weights_are_measured_anew_and_no_others(grid, calls):
     change_weights("tiny", 0, 1)
     compare_all()
     after = metrics()
-    changed = [new for old, new in zip(before["saes"], after["saes"], strict=True) if old != new]
-    assert [(each["source"], each["layer"], each["seed"]) for each in changed] == [("tiny", 0, 1)]
-    pairs = [new for old, new in zip(before["pairs"], after["pairs"], strict=True) if old != new]
-    assert [(each["source"], each["layer"], each["seed"], each["seed_b"]) for each in pairs] == [
-        ("tiny", 0, 0, 1),
-        ("tiny", 0, 1, 2),
+    changed = [
+        (new["source"], new["layer"], new["seed"])
+        for old, new in zip(before["saes"], after["saes"], strict=True)
+        if old | {"stability": None} != new | {"stability": None}
     ]
+    assert changed == [("tiny", 0, 1)]
+    pairs = [new for old, new in zip(before["pairs"], after["pairs"], strict=True) if old != new]
+    ends = [{(each["source"], each["seed"]), (each["source_b"], each["seed_b"])} for each in pairs]
+    assert len(pairs) == 5 and all(("tiny", 1) in each for each in ends) and {each["layer"] for each in pairs} == {0}
     measured = {key for step, *keys in calls for key in keys if step != "find_contexts"}
     assert measured == {("tiny", "tiny", 0, 1)}
     incremental = everything()
