@@ -21,6 +21,10 @@ from sae_utils.files import checksum_text, to_json
 MEASURES = ("sfr", "mean_matched_cosine")
 """Numbers of pairs that are summed up."""
 
+LEAST_SHARED = 10
+"""Latents that must be shared within sources, above the floor, for their number to be compared: resamples do not tell
+how rare is what is hardly ever, or never, drawn."""
+
 LOWER, HIGHER, WITHIN_SPREAD, AT_FLOOR = "lower", "higher", "within_spread", "at_floor"
 """What can be said of the agreement between sources, held against that within them; see `contrast`."""
 
@@ -98,7 +102,11 @@ def summaries(
     ]
     contrasts = [
         {"source": source, "source_b": source_b, "measure": name}
-        | contrast([agreed[each, each, WITHIN][name] for each in (source, source_b)], numbers[name])
+        | contrast(
+            [agreed[each, each, WITHIN][name] for each in (source, source_b)],
+            numbers[name],
+            least=LEAST_SHARED / pairs[0]["n_latents"] if name == "sfr" else 0.0,
+        )
         for (source, source_b, kind), numbers in agreed.items()
         if kind == BETWEEN and all((each, each, WITHIN) in agreed for each in (source, source_b))
         for name in MEASURES
@@ -125,12 +133,13 @@ def agreement_record(numbers: Mapping[str, Agreed]) -> dict[str, Any]:
     return record
 
 
-def contrast(within: Sequence[Agreed], between: Agreed) -> dict[str, Any]:
+def contrast(within: Sequence[Agreed], between: Agreed, *, least: float = 0.0) -> dict[str, Any]:
     """Agreement between two sources held against that within them.
 
     Args:
         within: Of each source, SAEs of other seeds.
         between: One SAE of each source, of other seeds.
+        least: Agreement within sources, above their floor, that is enough to be compared.
 
     Returns:
         - `within`: mean of the two sources' means; `between`;
@@ -138,9 +147,9 @@ def contrast(within: Sequence[Agreed], between: Agreed) -> dict[str, Any]:
           `at_floor`;
         - `difference_interval`, `ratio_interval`: 95 %, latents of every SAE drawn anew; all its pairs go with it;
         - `verdict`: `at_floor` if what comes back within the sources is not above the floor by more than its interval,
-          so that there is nothing to compare; `lower` or `higher` if the interval of the difference is without 0 and,
-          beyond it, every pair between the sources is lower, or higher, than every pair within them; `within_spread`
-          otherwise.
+          or by less than `least`, so that there is nothing to compare; `lower` or `higher` if the interval of the
+          difference is without 0 and, beyond it, every pair between the sources is lower, or higher, than every pair
+          within them; `within_spread` otherwise.
     """
     inside = float(np.mean([each.mean for each in within]))
     floor = float(np.mean([each.floor for each in within]))
@@ -154,7 +163,7 @@ def contrast(within: Sequence[Agreed], between: Agreed) -> dict[str, Any]:
         "ratio": None,
         "ratio_interval": None,
     }
-    if interval_of(inside_resampled)[0] <= floor:
+    if interval_of(inside_resampled)[0] <= floor or inside - floor < least:
         return record | {"verdict": AT_FLOOR}
     values = np.concatenate([each.values for each in within])
     record["ratio"] = (between.mean - between.floor) / (inside - floor)

@@ -74,8 +74,8 @@ def origin_sentence(findings: Findings) -> str | None:
     if not above:
         cosines = _of_texts(findings, "mean_matched_cosine")
         return (
-            "The model's features or the data's? By SFR that cannot be told: not even SAEs of one text share more "
-            f"features than untrained ones. By mean cosine, {_counted(findings, cosines)}."
+            "The model's features or the data's? By SFR that cannot be told: even SAEs of one text share hardly any. "
+            f"By mean cosine, {_counted(findings, cosines)}."
         )
     return f"The model's features or the data's? {_upper(_counted(findings, rows))}."
 

@@ -128,6 +128,15 @@ def test_what_can_be_said(within, between, spread, verdict):
     assert contrast(inside, outside)["verdict"] == verdict
 
 
+def test_few_shared_latents_are_not_compared():
+    """Of 80 latents 9 are shared within a source and 5 between them: that may be chance, whatever resamples say."""
+    _, contrasts = found_of(*matched(5, 4))
+    assert contrasts["sfr"]["within"] == pytest.approx(9 / 80)
+    assert (contrasts["sfr"]["verdict"], contrasts["sfr"]["ratio"]) == (AT_FLOOR, None)
+    _, contrasts = found_of(*matched(5, 6))
+    assert (contrasts["sfr"]["verdict"], contrasts["sfr"]["ratio"]) == (LOWER, pytest.approx(5 / 11))
+
+
 def test_ratio_is_of_what_is_above_the_floor():
     """(0.4 - 0.2) / (0.6 - 0.2): what initialisation gives for free is no agreement."""
     found = contrast([agreed([0.6], 0.01, floor=0.2)] * 2, agreed([0.4], 0.0, floor=0.2))

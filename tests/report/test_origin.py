@@ -50,10 +50,9 @@ def findings_with(tmp_path: Path, verdicts: list[str], **options) -> Findings:
         ),
         (
             "at_floor",
-            "The model's features or the data's? By SFR that cannot be told: not even SAEs of one text share more "
-            "features than untrained ones. By mean cosine, features depend on the text: from another one fewer come "
-            "back than from the same (PW-MCC 0.250 between the two texts, 0.500 within one; above their floors 0.50 "
-            "times as much [0.42, 0.58]).",
+            "The model's features or the data's? By SFR that cannot be told: even SAEs of one text share hardly any. "
+            "By mean cosine, features depend on the text: from another one fewer come back than from the same (PW-MCC "
+            "0.250 between the two texts, 0.500 within one; above their floors 0.50 times as much [0.42, 0.58]).",
         ),
     ],
 )
