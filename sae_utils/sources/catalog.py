@@ -21,6 +21,7 @@ from sae_utils.sources.corpora import (
     fingerprint_texts,
     is_hub_id,
     load_texts,
+    made_again,
 )
 from sae_utils.sources.documents import sampled_documents, shown, tokenized_documents
 from sae_utils.sources.excerpts import Excerpt
@@ -185,7 +186,7 @@ def find_corpus(reference: str, packs: Packs) -> Source:
     rows = load_texts(reference, packs.texts_folder)
     if len(rows) == 0:
         raise InputError(f"--text_datasets {reference} has no text in it")
-    with explained(reference, packs.texts_folder):
+    with explained(reference, made_again(packs.texts_folder)):
         fingerprint = fingerprint_texts(rows)
     return Source(corpus_name(reference), reference, len(rows), None, fingerprint, column=TEXT_COLUMN)
 

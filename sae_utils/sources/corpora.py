@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from huggingface_hub.errors import HTTPError
 
 from sae_utils.disk import is_disk_full
 from sae_utils.errors import InputError, MissingInputError, first_line
@@ -60,7 +61,7 @@ def load_texts(reference: str, cache_dir: Path) -> Dataset:
     rows = open_corpus(reference, cache_dir)
     if "string" not in (kinds := column_kinds(rows)).get(TEXT_COLUMN, ""):
         raise InputError(f"{FLAG} {reference} must have a column `text` of strings, found {listed(kinds)}")
-    with uncached(), explained(reference, cache_dir):
+    with uncached(), explained(reference, made_again(cache_dir)):
         return rows.select_columns([TEXT_COLUMN]).filter(
             lambda texts: [bool(text) for text in texts], input_columns=TEXT_COLUMN, batched=True
         )
@@ -80,7 +81,7 @@ def open_corpus(
     Raises:
         InputError: If it is not there, cannot be read, or has several splits and none of that name.
     """
-    with explained(reference, cache_dir, flag):
+    with explained(reference, made_again(cache_dir), flag):
         check_reference(reference, flag, readers)
         rows = _read(reference, cache_dir)
     return pick_split(rows, reference, flag)
@@ -144,9 +145,19 @@ def fingerprint_texts(rows: Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
+def made_again(cache_dir: Path) -> str:
+    """What to do about a corpus of which something was made before."""
+    return f"if it is whole, what was made of it before is not: rm -r {cache_dir}, and the same command reads it again"
+
+
 @contextlib.contextmanager
-def explained(reference: str, cache_dir: Path, flag: str = FLAG) -> Iterator[None]:
-    """Turn whatever `datasets` raises while a corpus is read into one line.
+def explained(reference: str, remedy: str, flag: str = FLAG) -> Iterator[None]:
+    """Turn whatever `datasets` and the hub's client raise while a corpus is read into one line.
+
+    Args:
+        reference: The corpus.
+        remedy: What to do.
+        flag: What it was given by.
 
     Raises:
         MissingInputError: If it cannot be read.
@@ -157,14 +168,11 @@ def explained(reference: str, cache_dir: Path, flag: str = FLAG) -> Iterator[Non
         yield
     except InputError:
         raise
-    except (*READING_ERRORS, StopIteration, datasets.exceptions.DatasetGenerationError) as err:
+    except (*READING_ERRORS, HTTPError, StopIteration, datasets.exceptions.DatasetGenerationError) as err:
         if is_out_of_memory(err) or is_disk_full(err):
             raise
         reason = first_line(err.__cause__ or err)
-        raise MissingInputError(
-            f"{flag} {reference} could not be read ({reason}); if it is whole, what was made of it "
-            f"before is not: rm -r {cache_dir}, and the same command reads it again"
-        ) from err
+        raise MissingInputError(f"{flag} {reference} could not be read ({reason}); {remedy}") from err
     finally:
         datasets.logging.set_verbosity(verbosity)
 

@@ -18,6 +18,7 @@ from sae_utils.sources.corpora import (
     corpus_name,
     explained,
     listed,
+    made_again,
     open_corpus,
     uncached,
 )
@@ -92,7 +93,7 @@ def read_labelled(reference: str, packs: Packs) -> LabelledTexts:
             f"{FLAG} {reference} must have a column `text` of strings and a column `label` of strings or integers, "
             f"found {listed(kinds)}"
         )
-    with uncached(), explained(reference, packs.texts_folder, FLAG):
+    with uncached(), explained(reference, made_again(packs.texts_folder), FLAG):
         rows = rows.select_columns([TEXT_COLUMN, LABEL_COLUMN])
         usable = [i for i, (text, label) in enumerate(_pairs(rows)) if text and label not in (None, "")]
         if len(usable) < len(rows):

@@ -7,7 +7,6 @@ unbroken reading would have given.
 
 import contextlib
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,13 @@ import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 from huggingface_hub.errors import HTTPError
 
-from sae_utils.disk import is_disk_full
-from sae_utils.errors import InputError, MissingInputError, first_line
-from sae_utils.files import READING_ERRORS, checksum_text
-from sae_utils.memory import is_out_of_memory
-from sae_utils.sources.corpora import READERS, TEXT_COLUMN, check_reference, is_hub_id, pick_split
+from sae_utils.errors import InputError, first_line
+from sae_utils.files import checksum_text
+from sae_utils.sources.corpora import READERS, TEXT_COLUMN, check_reference, explained, is_hub_id, pick_split
 
 IDS_COLUMN = "input_ids"
+
+REMEDY = "mend that, and the same command goes on where this one stopped"
 
 ROWS_AT_ONCE = 256
 """Rows that are read together; a row may be a book."""
@@ -54,7 +53,7 @@ class Stream:
         Raises:
             MissingInputError: If the corpus cannot be read.
         """
-        with explained_stream(self.reference):
+        with explained(self.reference, REMEDY):
             for column, behind in self._batches(place or {"n_rows": 0}):
                 if len(kept := _cleaned(column, self.column, self.reference)):
                     yield kept, behind
@@ -87,10 +86,10 @@ def open_stream(reference: str, revision: str | None = None) -> Stream:
         InputError: If it has neither a column `text` of strings nor one `input_ids` of lists of integers.
     """
     check_reference(reference)
-    with explained_stream(reference):
+    with explained(reference, REMEDY):
         rows = _open(reference, revision)
     rows = pick_split(rows, reference)
-    with explained_stream(reference):
+    with explained(reference, REMEDY):
         features = rows.features if rows.features is not None else rows._resolve_features().features
     return Stream(reference, rows, find_column(features.arrow_schema, reference))
 
@@ -130,31 +129,6 @@ def find_stamp(reference: str) -> str | None:
     kept = [each for each in files if each.is_file() and not each.name.startswith("cache-")]  # of `datasets`, beside it
     found = [(each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in kept]
     return checksum_text(json.dumps(found))
-
-
-@contextlib.contextmanager
-def explained_stream(reference: str) -> Iterator[None]:
-    """Turn whatever `datasets` and the hub's client raise while a corpus is streamed into one line.
-
-    Raises:
-        MissingInputError: If it cannot be read.
-    """
-    verbosity = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(logging.CRITICAL)  # what it would log is in the error that it raises
-    try:
-        yield
-    except InputError:
-        raise
-    except (*READING_ERRORS, HTTPError, StopIteration, datasets.exceptions.DatasetGenerationError) as err:
-        if is_out_of_memory(err) or is_disk_full(err):
-            raise
-        reason = first_line(err.__cause__ or err)
-        raise MissingInputError(
-            f"--text_datasets {reference} could not be read ({reason}); mend that, and the same command goes on where "
-            f"this one stopped"
-        ) from err
-    finally:
-        datasets.logging.set_verbosity(verbosity)
 
 
 def _open(reference: str, revision: str | None) -> Any:
