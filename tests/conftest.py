@@ -150,9 +150,13 @@ def make_model(folder: Path, kind: str = "neox", *, seed: int = 0, **shape: int)
     return folder
 
 
-def load(folder: Path) -> LoadedModel:
-    """Load a saved model for sampling on the CPU in float32."""
-    source = load_causal_lm(str(folder), torch.device("cpu"), torch.float32)
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> LoadedModel:
+    """Load a saved model for sampling on the CPU.
+
+    In float64 two ways to compute the same differ too little to part two samples; in float32 they may, at a token that
+    stands at the edge of the nucleus, on one processor and not on another.
+    """
+    source = load_causal_lm(str(folder), torch.device("cpu"), dtype)
     use_packed_attention_(source.model)
     return source
 

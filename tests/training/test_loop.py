@@ -265,7 +265,11 @@ def with_data(tmp_path):
     ],
 )
 def test_two_processes_train_what_one_does(with_data, how):
-    """Whole batches are the same, in the same order, and so is what is left out of them; only rounding may differ."""
+    """Whole batches are the same, in the same order, and so is what is left out of them; only rounding may differ.
+
+    For Muon that is the rounding of bfloat16, in which sparsify makes its updates orthogonal.
+    """
+    near, weights_near = (1e-2, 2e-2) if "muon" in how else (1e-4, 1e-4)
     one = [flag for flag in how if flag != "--distribute_modules"]
     settings = ["--optimizer", "adam", "--grad_acc_steps", "2", "--max_tokens", "1024"]
     train(*settings, *one)
@@ -274,11 +278,11 @@ def test_two_processes_train_what_one_does(with_data, how):
         expected, found = losses(f"checkpoints/{folder}"), losses(f"two/{folder}")
         assert len(expected) == len(found) == 8
         for a, b in zip(expected, found, strict=True):
-            assert a == pytest.approx(b, rel=1e-4)
+            assert a == pytest.approx(b, rel=near)
         saes = SparseCoder.load_many(f"two/{folder}", local=True)
         assert list(saes) == ["layers.0", "layers.1"]
         weights = load_file(f"checkpoints/{folder}/layers.1/sae.safetensors")
-        torch.testing.assert_close(saes["layers.1"].W_dec.data, weights["W_dec"], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(saes["layers.1"].W_dec.data, weights["W_dec"], rtol=1e-3, atol=weights_near)
         runs = [json.loads(Path(f"{where}/{folder}/run.json").read_text()) for where in ("checkpoints", "two")]
         assert [run["n_processes"] for run in runs] == [1, 2]
         n_kept = [[sae["n_tokens_trained_on"] for sae in run["saes"]] for run in runs]
