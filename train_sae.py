@@ -253,6 +253,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     from sae_utils.training.loop import train_grid
     from sae_utils.training.machines import check_shares, find_machines
     from sae_utils.training.room import check_room
+    from sae_utils.training.variants import name_variants
     from sae_utils.training.wandb_login import find_tracking
 
     # 0. Folders and W&B: what cannot work there is said before anything is loaded.
@@ -278,6 +279,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         distribution = {"distribute_modules": args.distribute_modules}
         check_shares(settings.batch_size, len(settings.layers), workers.n, **distribution)
         cells = plan_grid(choice, settings, choose_dtype(args.dtype, device), device, workers)
+        cells = name_variants(cells, checkpoints, workers)
         machines = find_machines(device, workers, **distribution)
         plan = describe_grid(cells, choice.seeds, machines, checkpoints.folder)
         pairs = pairs_of_grid(cells, choice.seeds, args.pairs)
@@ -292,7 +294,8 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
 
     # 2. Train each cell: layers and seeds in one pass of the target model.
     if not args.eval_only:
-        saes = find_trained(train_grid(cells, choice.seeds, machines, checkpoints, tracking, quiet=args.quiet))
+        folders = train_grid(cells, choice.seeds, machines, checkpoints, tracking, quiet=args.quiet)
+        saes = [sae for sae in find_trained(folders) if sae.layer in settings.layers]
     if args.train_only:
         return
 

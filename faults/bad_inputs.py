@@ -119,11 +119,11 @@ OTHER_SETTINGS = [
     ("generating", "generation", "--max_length 30"),
     ("generated", "extension", "--max_length 30"),
     ("generated", "extension", "--dtype bfloat16"),
-    ("training", "training", "--k 5"),
-    ("training", "training", "--lr 0.001"),
-    ("training", "training", "--num_seeds 3"),
+    ("training", "training", "--shuffle_seed 5"),
+    ("training", "training", "--micro_acc_steps 2"),
+    ("training", "training", "--k 5 --ctx_len 16"),
     ("trained", "training", "--ctx_len 16"),
-    ("trained", "training", "--max_tokens 500"),
+    ("trained", "training", "--eval_tokens 64"),
 ]
 """State, step, flags: what was begun is not gone on with in another way."""
 

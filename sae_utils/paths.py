@@ -1,6 +1,7 @@
 """Names of the folders on disk, made and read in one place so that both scripts agree."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,9 @@ UNFINISHED_SUFFIX = ".unfinished"
 
 METRICS_FILE = "metrics.jsonl"
 """Training losses beside the state and, at the end, beside the SAEs: one JSON object per step."""
+
+RUN_RECORD = "run.json"
+"""Record of the run that made a seed's folder."""
 
 _NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 _DATASET_NAME = re.compile(rf"(?P<model>.+)_(?P<seed>\d+)_(?P<temperature>{_NUMBER})_(?P<top_p>{_NUMBER})")
@@ -79,6 +83,36 @@ def cell_name(target: str, source: str) -> str:
     return f"{target}_from_{source}"
 
 
+def series_name(source: str, variant: str) -> str:
+    """Under which SAEs of a source are listed: its name, and what sets those apart that are trained in another way.
+
+    >>> series_name("prose", ""), series_name("prose", "k_64")
+    ('prose', 'prose_k_64')
+    """
+    return f"{source}_{variant}" if variant else source
+
+
 def seed_dir(checkpoint_dir: Path, target: str, source: str, seed: int) -> Path:
     """Folder of the SAEs that one initialisation seed gave: `<target>_from_<source>_seed_<seed>`."""
     return checkpoint_dir / f"{cell_name(target, source)}_seed_{seed}"
+
+
+def added_name(name: str, layers: Iterable[int]) -> str:
+    """What a file of a seed's folder is called for layers that are added to it.
+
+    >>> added_name("run.json", (11, 12))
+    'run_layers.11.12.json'
+    """
+    stem, _, ending = name.rpartition(".")
+    return f"{stem}_layers.{'.'.join(map(str, layers))}.{ending}"
+
+
+def run_files(folder: Path) -> list[Path]:
+    """The records of a seed's folder: of the run that made it, then of those that added layers; none if it has none."""
+    first = folder / RUN_RECORD
+    return [first, *sorted(folder.glob(added_name(RUN_RECORD, "*")))] if first.exists() else []
+
+
+def losses_files(folder: Path) -> list[Path]:
+    """The losses in a seed's folder, likewise."""
+    return [folder / METRICS_FILE, *sorted(folder.glob(added_name(METRICS_FILE, "*")))]

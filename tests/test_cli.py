@@ -283,7 +283,8 @@ def test_changed_settings_are_refused_with_both_values(tiny, capsys):
     generate("--num_tokens", "2000")
     train()
     capsys.readouterr()
-    assert "k was 4 and is now 5" in refused(capsys, train_sae.main, [*TRAIN, "--k", "5"])
+    refusal = refused(capsys, train_sae.main, [*TRAIN, "--shuffle_seed", "5"])
+    assert "shuffle_seed was 42 and is now 5" in refusal
 
 
 @pytest.mark.parametrize("moments", [(1,), (2, 3), (4, 5), (6, 9), (10, 11, 12), (13, 7), (18,), (21,)])

@@ -30,7 +30,7 @@ SHORT = [
     "bad_inputs/corpus/empty.txt",
     "bad_inputs/corpus/no_column.jsonl",
     "bad_inputs/other settings/generated --max_length 30",
-    "bad_inputs/other settings/training --k 5",
+    "bad_inputs/other settings/training --shuffle_seed 5",
     "concurrency/generation later/0",
     "concurrency/training later/0",
 ]

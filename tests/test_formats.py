@@ -70,6 +70,9 @@ def study(tmp_path_factory) -> Path:
         )
         train = [*TRAIN, "--train_only", "--save_every", "5", "--checkpoint_dir", "killed"]
         kill_after("records.json", train_sae.main, train)
+        for layers in (["1"], ["0", "1"]):
+            grow = ["--train_only", "--num_seeds", "1", "--checkpoint_dir", "grown", "--layers", *layers]
+            train_sae.main([*TRAIN, *grow])
     return folder
 
 
@@ -212,7 +215,7 @@ def file_patterns() -> dict[str, str]:
 
 def all_files() -> set[str]:
     """Every file of the study under the name that it has in the page's folders."""
-    named = {"growing": "datasets", "killed": "checkpoints"}
+    named = {"growing": "datasets", "killed": "checkpoints", "grown": "checkpoints"}
     folders = ["datasets", "checkpoints", "results", *named]
     paths = [path for folder in folders for path in Path(folder).rglob("*") if path.is_file()]
     return {"/".join([named.get(path.parts[0], path.parts[0]), *path.parts[1:]]) for path in paths}
@@ -235,7 +238,8 @@ def test_every_file_that_is_listed_is_written():
     files, patterns = all_files(), file_patterns()
     missing = {pattern for pattern in patterns if not any(matches(file, pattern) for file in files)}
     assert missing <= {pattern for pattern, when in patterns.items() if when == "running"}
-    assert set(patterns.values()) == {"always", "unfinished", "running", "text corpus", "`--export saelens`"}
+    others = {"unfinished", "running", "text corpus", "layers added later", "`--export saelens`"}
+    assert set(patterns.values()) == {"always"} | others
 
 
 def test_nothing_is_left_of_a_lock_when_nothing_is_running():
@@ -266,6 +270,7 @@ def test_figures_are_those_that_are_listed():
         (f"{LAYER_DIR}/cfg.json", "`cfg.json`"),
         (f"{SEED_DIR}/config.json", "`config.json`"),
         (f"{SEED_DIR}/run.json", "`run.json`"),
+        ("grown/tiny_from_tiny_seed_0/run_layers.0.json", "`run.json`"),
         (f"{SEED_DIR}/wandb.json", "`wandb.json`"),
         (f"{UNFINISHED}/wandb.json", "`wandb.json`"),
         (f"{UNFINISHED}/settings.json", "While a cell is trained"),
@@ -429,7 +434,7 @@ def test_every_number_is_defined():
     assert numbers(metrics["contrasts"][0], *about) == defined("Between sources and within them")
     assert set(quality) == defined("Of a generated data set")
     about = {"path", "d_model", "n_latents", "k", "n_train_tokens", "weights_fingerprint"}
-    about |= {"n_tokens_trained_on", "exclude", "packing"}
+    about |= {"n_tokens_trained_on", "exclude", "packing", "dataset", "variant"}
     assert numbers(sae, "evaluations", "random_tokens", "probes", "stability", *about) == defined("Of the weights")
     assert {name.split("/")[0] for name in documented("`metrics.jsonl`")} - {"tokens"} == defined("While training")
 

@@ -191,7 +191,7 @@ def _untrained(pair: Pair) -> tuple[tuple, tuple]:
 
 def _names(pair: Pair) -> list[str]:
     """Sources of a pair."""
-    return list(dict.fromkeys([pair.a.record["source"], pair.b.record["source"]]))
+    return list(dict.fromkeys([pair.a.source, pair.b.source]))
 
 
 def _sources_of(pairs: Sequence[Pair]) -> list[str]:

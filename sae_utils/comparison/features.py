@@ -74,7 +74,7 @@ def describe_layer(
         for sae in members
     }
     target = group.load_target()
-    chunks = group.held_out(group.sources[members[0].key[1]], target)
+    chunks = group.held_out(group.sources[members[0].source], target)
     described: dict[str, list[dict[str, Any]]] = {}
     for hooked in group.in_memory(members, target):
         with group.bar(f"contexts of layer {members[0].layer}", chunks.order.size * chunks.ctx_len) as bar:

@@ -174,7 +174,7 @@ def sources_for(saes: Sequence[TrainedSae], sources: Mapping[tuple[str, str], So
     The tokens that were held out of a shorter form are tokens to train on of a longer one.
     """
     longest = sorted(sources.items(), key=lambda item: item[1].n_samples)
-    of_these = {sae.record["source"]: sources[sae.record["source"], sae.run["dataset_fingerprint"]] for sae in saes}
+    of_these = {sae.source: sources[sae.source, sae.run["dataset_fingerprint"]] for sae in saes}
     return {name: source for (name, _), source in longest} | of_these
 
 

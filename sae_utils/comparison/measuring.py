@@ -63,11 +63,13 @@ def known_record(results: Results, sae: TrainedSae) -> dict[str, Any]:
     """The record of an SAE, with what was measured on these weights before."""
     known = results.saes.get(sae.key)
     is_same = known is not None and known["weights_fingerprint"] == sae.weights_fingerprint
+    trained_on = {"dataset": sae.source, "variant": sae.record.get("variant", "")}
     if is_same and results.arrays_path(*sae.key[:3]).exists():
         later = {name: value for name, value in {"probes": [], "stability": None}.items() if name not in known}
-        return known | {"path": sae.path} | later
-    names = "target", "source", "layer", "seed", "d_model", "n_latents", "k", "n_train_tokens", "n_tokens_trained_on"
-    record = {name: sae.record[name] for name in names} | {"exclude": sae.run["settings"]["exclude"]}
+        return known | trained_on | {"path": sae.path} | later
+    record = dict(zip(("target", "source", "layer", "seed"), sae.key, strict=True)) | trained_on
+    names = "d_model", "n_latents", "k", "n_train_tokens", "n_tokens_trained_on"
+    record |= {name: sae.record[name] for name in names} | {"exclude": sae.run["settings"]["exclude"]}
     record |= {"packing": sae.run["packing"]}
     record |= {"path": sae.path, "max_decoder_norm_deviation": sae.record["max_decoder_norm_deviation"]}
     about = {"weights_fingerprint": sae.weights_fingerprint, "is_diverged": None}
@@ -113,18 +115,18 @@ def evaluate_on(group: Group, source: Source, results: Results) -> None:
                 "eval_fingerprint": source.fingerprint,
                 "is_tokenized_again": source.is_tokenized_again(target.tokenizer),
             }
-            _, source_name, layer, seed = key
+            _, series, layer, seed = key
             record = results.saes[key]
             others = [each for each in record["evaluations"] if each["eval_source"] != source.name]
             everywhere = [*others, about | numbers]
             record["evaluations"] = sorted(everywhere, key=lambda each: each["eval_source"])
             results.changed.add(key[:2])
-            if source.name == source_name:
+            if source.name == record["dataset"]:
                 arrays = {
                     f"firing_rate_{seed}": counted.firing_rate.astype(np.float32),
                     f"max_activation_{seed}": counted.max_activation.float().cpu().numpy(),
                 }
-                results.add_arrays(group.name, source_name, layer, **arrays)
+                results.add_arrays(group.name, series, layer, **arrays)
         results.save()
 
 
@@ -158,12 +160,12 @@ def count_fakes(group: Group, results: Results) -> None:
             about = {"n_drawn": n_tokens} | RANDOM_DRAW
             results.saes[key]["random_tokens"] = about | counted.record()
             results.changed.add(key[:2])
-            _, source_name, layer, seed = key
+            _, series, layer, seed = key
             arrays = {
                 f"random_rate_{seed}": counted.random_rate.astype(np.float32),
                 f"is_fake_{seed}": counted.is_fake,
             }
-            results.add_arrays(group.name, source_name, layer, **arrays)
+            results.add_arrays(group.name, series, layer, **arrays)
         results.save()
 
 

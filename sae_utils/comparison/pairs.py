@@ -53,12 +53,12 @@ class Pair:
     @property
     def key(self) -> PairKey:
         """Target, source, layer and seed of the first, source and seed of the second."""
-        return (*self.a.key, self.b.record["source"], self.b.seed)
+        return (*self.a.key, self.b.series, self.b.seed)
 
     @property
     def kind(self) -> str:
         """A name of `KINDS`."""
-        if self.a.record["source"] == self.b.record["source"]:
+        if self.a.series == self.b.series:
             return WITHIN
         return SAME_SEED if self.a.seed == self.b.seed else BETWEEN
 
@@ -68,20 +68,20 @@ class Pair:
         return [self.a.weights_fingerprint, self.b.weights_fingerprint]
 
     def __str__(self) -> str:
-        ends = [f"{sae.record['source']} seed {sae.seed}" for sae in (self.a, self.b)]
+        ends = [f"{sae.series} seed {sae.seed}" for sae in (self.a, self.b)]
         return f"{self.a.record['target']} layer {self.a.layer}: {' and '.join(ends)}"
 
 
 def pairs_of(saes: Sequence[TrainedSae], kinds: Collection[str] = tuple(KINDS)) -> list[Pair]:
     """The pairs of these kinds, by target, layer, sources and seeds.
 
-    SAEs of another size have no one-to-one matching: they are no pair.
+    SAEs that were trained in another way are no pair: what they have in common says nothing of sources or seeds, and
+    those of another size have no one-to-one matching.
     """
-    by_size: dict[tuple, list[TrainedSae]] = {}
-    for sae in sorted(saes, key=lambda sae: (sae.record["target"], sae.layer, sae.record["source"], sae.seed)):
-        size = sae.record["d_model"], sae.record["n_latents"]
-        by_size.setdefault((sae.record["target"], sae.layer, *size), []).append(sae)
-    pairs = [Pair(a, b) for members in by_size.values() for a, b in itertools.combinations(members, 2)]
+    alike: dict[tuple, list[TrainedSae]] = {}
+    for sae in sorted(saes, key=lambda sae: (sae.record["target"], sae.layer, sae.series, sae.seed)):
+        alike.setdefault((sae.record["target"], sae.layer, sae.record["d_model"], sae.alike), []).append(sae)
+    pairs = [Pair(a, b) for members in alike.values() for a, b in itertools.combinations(members, 2)]
     return [pair for pair in pairs if pair.kind in kinds]
 
 

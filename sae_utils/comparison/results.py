@@ -127,7 +127,7 @@ class Results:
         """Add what stands on disk of SAEs that this run is not about; of its own, it knows better."""
         if self.own is None:
             return
-        own_sources = {source for _, source, *_ in self.own}
+        own_sources = {self.saes[key]["dataset"] for key in self.own}
         self.saes = there.saes | {key: self.saes[key] for key in self.own}
         others = {key: pair for key, pair in there.pairs.items() if not set(keys_of_pair(pair)) <= self.own}
         self.pairs = {key: pair for key, pair in (others | self.pairs).items() if self.is_current(pair)}

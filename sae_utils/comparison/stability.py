@@ -36,7 +36,7 @@ def measure_stability(group: Group, results: Results) -> None:
     stable: dict[SaeKey, np.ndarray] = {}
     for sae in converged(group.saes, results):
         others = others_of(sae.key, results)
-        within = others.get(sae.record["source"], {})
+        within = others.get(sae.series, {})
         if len(within) + 1 < LEAST_SEEDS:
             results.saes[sae.key]["stability"] = None
             continue
@@ -46,7 +46,7 @@ def measure_stability(group: Group, results: Results) -> None:
         record["elsewhere"] = {
             source: elsewhere_record(share_of_others(there.values()), stability)
             for source, there in others.items()
-            if source != sae.record["source"]
+            if source != sae.series
         }
         record["of"] = sorted([seed, results.saes[(*sae.key[:3], seed)]["weights_fingerprint"]] for seed in within)
         known = results.saes[sae.key].get("stability") or {}
@@ -146,8 +146,8 @@ def only_latents(sae: SparseCoder, is_kept: Tensor) -> SparseCoder:
 def _reconstruct_with(stable: Mapping[SaeKey, np.ndarray], group: Group, results: Results) -> None:
     """FVU of the stable latents alone, on the held-out tokens of the SAEs' own sources."""
     target = group.load_target()
-    members = sorted((sae for sae in group.saes if sae.key in stable), key=lambda sae: sae.record["source"])
-    for source, of_source in itertools.groupby(members, key=lambda sae: sae.record["source"]):
+    members = sorted((sae for sae in group.saes if sae.key in stable), key=lambda sae: sae.source)
+    for source, of_source in itertools.groupby(members, key=lambda sae: sae.source):
         chunks = group.held_out(group.sources[source], target)
         for hooked in group.in_memory(list(of_source), target):
             reduced = {

@@ -18,12 +18,16 @@ from sae_utils.files import (
     reading,
     removal,
 )
-from sae_utils.paths import seed_dir
+from sae_utils.paths import RUN_RECORD, run_files, seed_dir, series_name
 from sae_utils.sources.joining import PACKING_RULE
 from sae_utils.sparse_coders import SparseCoder
 
 WEIGHTS_FILE = "sae.safetensors"
 """An SAE's weights, inside its folder."""
+
+
+OWN_SETTINGS = {"source", "source_fingerprint", "excluded_ids", "layers", "micro_acc_steps", "n_eval_tokens"}
+"""Settings that SAEs whose agreement is asked for may differ in."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,9 @@ class TrainedSae:
     weights_fingerprint: str
     """Short hash of its weights' file."""
 
+    series: str
+    """Under which it is listed: its source, and what sets it apart from others of that source."""
+
     @property
     def path(self) -> str:
         """Its folder, as results name it."""
@@ -49,8 +56,13 @@ class TrainedSae:
 
     @property
     def key(self) -> tuple[str, str, int, int]:
-        """Target, source, layer and seed."""
-        return self.record["target"], self.record["source"], self.layer, self.seed
+        """Target, series, layer and seed."""
+        return self.record["target"], self.series, self.layer, self.seed
+
+    @property
+    def source(self) -> str:
+        """Name of the data set that it was trained on."""
+        return self.record["source"]
 
     @property
     def layer(self) -> int:
@@ -81,6 +93,15 @@ class TrainedSae:
         settings = self.run["settings"]
         tokens = settings["ctx_len"], settings["n_eval_tokens"]
         return self.run["target_reference"], settings["dtype"], *tokens, self.exclusion
+
+    @property
+    def alike(self) -> tuple:
+        """What SAEs must have in common, beside target and layer, for their agreement to mean something.
+
+        All that decides the weights but the source and the seed.
+        """
+        settings = self.run["settings"]
+        return tuple((name, str(settings[name])) for name in sorted(set(settings) - OWN_SETTINGS))
 
     def load(self, device: torch.device) -> SparseCoder:
         """The SAE in evaluation form.
@@ -122,7 +143,7 @@ def find_all_trained(checkpoint_dir: Path) -> tuple[list[TrainedSae], list[Damag
     saes: list[TrainedSae] = []
     damaged: list[Damaged] = []
     for folder in sorted(path for path in checkpoint_dir.glob("*_seed_*") if path.is_dir()):
-        if not (folder / "run.json").exists() and not any(folder.glob("layers.*")):
+        if not (folder / RUN_RECORD).exists() and not any(folder.glob("layers.*")):
             continue
         try:
             saes += find_trained([folder])
@@ -153,30 +174,40 @@ def remedy_for(seed_folder: Path) -> str:
 
 
 def _read_folder(folder: Path) -> list[TrainedSae]:
-    """The SAEs of one seed's folder."""
+    """The SAEs of one seed's folder, those of layers that were added later among them."""
     remedy = remedy_for(folder)
-    run = read_record(
-        folder / "run.json", remedy, settings=dict, hookpoints=dict, saes=list, dataset=str, target_reference=str
-    )
+    return [
+        _read_sae(path, run, record, remedy)
+        for path in run_files(folder) or [folder / RUN_RECORD]
+        for run in [_read_run(path, remedy)]
+        for record in run["saes"]
+    ]
+
+
+def _read_run(path: Path, remedy: str) -> Record:
+    """The record of a run, if this version can measure what it trained."""
+    run = read_record(path, remedy, settings=dict, hookpoints=dict, saes=list, dataset=str, target_reference=str)
     if (rule := run["settings"].get("packing_rule", 1)) != PACKING_RULE:
         raise InputError(
-            f"{folder} was trained on rows that were packed by rule {rule}, and this version packs by rule "
+            f"{path.parent} was trained on rows that were packed by rule {rule}, and this version packs by rule "
             f"{PACKING_RULE}, so the tokens held out from it are other ones; train it anew, with --overwrite"
         )
     for name in ("dtype", "ctx_len", "n_eval_tokens", "exclude", "excluded_ids"):
         run["settings"][name]
-    check_files(folder, run.get("checksums", {}), remedy)
-    return [_read_sae(folder, run, record, remedy) for record in run["saes"]]
+    check_files(path.parent, run.get("checksums", {}), remedy)
+    return run
 
 
-def _read_sae(folder: Path, run: Record, record: Record, remedy: str) -> TrainedSae:
-    """One SAE of a folder, if its files are those that its record was made of."""
-    with reading(folder / "run.json", remedy):
+def _read_sae(run_path: Path, run: Record, record: Record, remedy: str) -> TrainedSae:
+    """One SAE that a run has recorded, if its files are those that its record was made of."""
+    folder = run_path.parent
+    with reading(run_path, remedy):
         layer, seed = int(record["layer"]), int(record["seed"])
-        expected = seed_dir(folder.parent, record["target"], record["source"], seed)
+        series = series_name(record["source"], record.get("variant", ""))
+        expected = seed_dir(folder.parent, record["target"], series, seed)
     # The names make up paths of what is written later: none may lead out of the folders that were given.
     if expected.name != folder.name or expected.parent != folder.parent:
-        raise DamagedFileError(folder / "run.json", f"it is of {expected.name!r}, and lies in {folder.name!r}", remedy)
+        raise DamagedFileError(run_path, f"it is of {expected.name!r}, and lies in {folder.name!r}", remedy)
     path = folder / f"layers.{layer}"
     for name, checksum in record.get("checksums", {}).items():
         if name != WEIGHTS_FILE:
@@ -187,7 +218,7 @@ def _read_sae(folder: Path, run: Record, record: Record, remedy: str) -> Trained
     if recorded not in (None, fingerprint):
         found = f"its checksum was {recorded} and is now {fingerprint}"
         raise DamagedFileError(path / WEIGHTS_FILE, found, remedy)
-    sae = TrainedSae(path, run, record, fingerprint)
+    sae = TrainedSae(path, run, record, fingerprint, series)
     if recorded is None:  # an earlier version's: whether it can be read is all there is to find out
         sae.load("cpu")
     return sae

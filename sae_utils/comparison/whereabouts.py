@@ -82,7 +82,7 @@ class Whereabouts:
         is_control = sae.run.get("dataset_control") is not None
         names = {each: corpus_name(each) for each in self.corpora}
         called = {each: control_name(name) if is_control else name for each, name in names.items()}
-        named = [each for each, name in called.items() if name == sae.record["source"]]
+        named = [each for each, name in called.items() if name == sae.source]
         there = [each for each in [recorded, *beside] if Path(each).exists()]
         for each in dict.fromkeys([*named, *(there or [recorded])]):
             if (form := _recorded_form(sae)) is None:
@@ -101,7 +101,7 @@ def find_sources_of(saes: Sequence[TrainedSae], where: Whereabouts) -> dict[tupl
     sources: dict[tuple[str, str], Source] = {}
     references: dict[str, str] = {}
     for sae in saes:
-        name, key = sae.record["source"], (sae.record["source"], sae.run["dataset_fingerprint"])
+        name, key = sae.source, (sae.source, sae.run["dataset_fingerprint"])
         if key in sources:
             continue
         sources[key] = source = where.find_source(sae)

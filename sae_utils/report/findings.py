@@ -15,7 +15,7 @@ import numpy as np
 from sae_utils.comparison.results import SCHEMA, Results, pair_key, read_arrays, read_metrics, remeasure
 from sae_utils.errors import InputError, MissingInputError
 from sae_utils.files import read_record
-from sae_utils.paths import METRICS_FILE, cell_name
+from sae_utils.paths import cell_name, losses_files
 
 MAX_CURVE_POINTS = 300
 """Points kept of a training curve; each is the mean of the steps that it stands for."""
@@ -63,6 +63,11 @@ class Comparison:
 
     features: dict[str, Any] | None = None
     """Content of the features file; None without one."""
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set behind the source; SAEs of one may be listed as several sources."""
+        return dataset_of(self.saes[0])
 
     @property
     def seeds(self) -> list[int]:
@@ -156,7 +161,7 @@ class Comparison:
 
     def _evaluations(self, eval_source: str | None = None) -> list[dict[str, Any]]:
         """What the SAEs are on held-out tokens of a source, their own unless another is named."""
-        wanted = self.source if eval_source is None else eval_source
+        wanted = self.dataset if eval_source is None else eval_source
         found = [each for sae in self.saes for each in sae.get("evaluations") or []]
         return [each for each in found if each["eval_source"] == wanted]
 
@@ -165,10 +170,16 @@ class Comparison:
         """FVU of the training batches over tokens, by seed; seeds without a `metrics.jsonl` are left out."""
         curves = {}
         for sae in self.saes:
-            path = Path(sae["path"]).parent / METRICS_FILE
-            if path.is_file():
-                curves[sae["seed"]] = read_curve(path, f"fvu/layers.{self.layer}/seed_{sae['seed']}")
-        return {seed: curve for seed, curve in curves.items() if len(curve[0])}
+            for path in losses_files(Path(sae["path"]).parent):
+                curve = read_curve(path, f"fvu/layers.{self.layer}/seed_{sae['seed']}") if path.is_file() else ([], [])
+                if len(curve[0]):
+                    curves[sae["seed"]] = curve
+        return curves
+
+
+def dataset_of(sae: dict[str, Any]) -> str:
+    """Name of the data set that an SAE was trained on."""
+    return sae.get("dataset", sae["source"])
 
 
 @dataclass
@@ -214,7 +225,8 @@ class Findings:
     def eval_sources(self) -> list[str]:
         """Sources that SAEs were evaluated on: those trained on first, in their order."""
         evaluated = [each["eval_source"] for sae in self.saes for each in sae.get("evaluations") or []]
-        return [source for source in dict.fromkeys([*self.sources, *evaluated]) if source in evaluated]
+        own = [each.dataset for each in self.comparisons]
+        return [source for source in dict.fromkeys([*own, *evaluated]) if source in evaluated]
 
     @property
     def groups(self) -> list[tuple[str, int, list[Comparison]]]:
@@ -334,6 +346,14 @@ def _ordered(comparisons: list[Comparison], metrics: dict[str, Any]) -> list[Com
     targets = list(dict.fromkeys(each.target for each in comparisons))
     kinds = ["generated", "text", "shuffled"]
     datasets = sorted(metrics.get("datasets") or [], key=lambda record: kinds.index(record["kind"]))
-    names = [record["name"] for record in datasets]
-    sources = list(dict.fromkeys([*names, *(each.source for each in comparisons)]))
-    return sorted(comparisons, key=lambda each: (targets.index(each.target), each.layer, sources.index(each.source)))
+    names = list(dict.fromkeys([*(record["name"] for record in datasets), *(each.dataset for each in comparisons)]))
+    given = [each.source for each in comparisons]
+    return sorted(
+        comparisons,
+        key=lambda each: (
+            targets.index(each.target),
+            each.layer,
+            names.index(each.dataset),
+            given.index(each.source),
+        ),
+    )

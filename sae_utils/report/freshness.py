@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sae_utils.comparison.results import read_metrics
 from sae_utils.files import checksum_files, checksum_text, read_record, removal, write_record
-from sae_utils.paths import METRICS_FILE
+from sae_utils.paths import losses_files
 
 RECORD_FILE = "report.json"
 """What the page and the figures were drawn from, and their checksums."""
@@ -45,7 +45,8 @@ def record_report(results_dir: Path, drawn: Iterable[Path]) -> None:
 def checksum_inputs(results_dir: Path) -> str:
     """Checksum of everything that the report shows, and of what shows it, wherever these lie."""
     metrics = results_dir / "metrics.json"
-    curves = {Path(record["path"]).parent / METRICS_FILE for record in read_metrics(metrics)["saes"]}
+    folders = {Path(record["path"]).parent for record in read_metrics(metrics)["saes"]}
+    curves = [path for folder in folders for path in losses_files(folder)]
     details = (each for each in (results_dir / "details").rglob("*") if each.suffix in (".npz", ".json"))
     own = [path for path in OWN_FILES.rglob("*") if path.suffix in (".py", ".j2", ".css", ".js")]
     digests = [

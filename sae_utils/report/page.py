@@ -183,7 +183,7 @@ def _matrix(
                     "value": cell,
                     "interval": each.interval_of_evaluations(name, column),
                     "shade": abs(cell.mean - worst) / extent if cell else 0,
-                    "is_own": column == each.source,
+                    "is_own": column == each.dataset,
                 }
                 for cell, column in zip(row, columns, strict=True)
             ],

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sae_utils.exclusion import NORM
-from sae_utils.report.findings import Findings
+from sae_utils.report.findings import Findings, dataset_of
 
 PACKING_RULES = {
     2: "Every row begins with BOS; documents follow each other as BOS ... EOS (BOS alone where one token is both), "
@@ -26,7 +26,7 @@ def packings(findings: Findings) -> list[dict[str, Any]]:
     Once for all SAEs that read the same rows; those whose record does not tell are left out.
     """
     found = [
-        {"target": sae["target"], "source": sae["source"]} | sae["packing"]
+        {"target": sae["target"], "source": dataset_of(sae)} | sae["packing"]
         for sae in findings.saes
         if sae.get("packing")
     ]

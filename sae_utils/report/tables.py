@@ -110,7 +110,7 @@ def _sae_row(record: dict[str, Any]) -> tuple[str, ...]:
     about = record["target"], record["source"], str(record["layer"]), str(record["seed"])
     if record.get("is_diverged"):
         return (*about, "diverged", *[""] * (len(_SAE_COLUMNS) - len(about) - 2), record["path"])
-    own = next(each for each in record["evaluations"] if each["eval_source"] == record["source"])
+    own = next(each for each in record["evaluations"] if each["eval_source"] == record.get("dataset", record["source"]))
     random_tokens = record["random_tokens"]
     return (
         *about,

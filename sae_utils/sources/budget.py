@@ -39,6 +39,9 @@ class Budget:
     ctx_len: int
     """Tokens per sequence."""
 
+    is_chosen: bool = False
+    """Whether training ends where it was asked to, and not where the smallest source does."""
+
     @property
     def n_train_tokens(self) -> int:
         """Tokens each SAE is trained on."""
@@ -68,15 +71,16 @@ def equal_budget(
         InputError: If not one optimizer step is left.
 
     >>> equal_budget([195, 400], ctx_len=256, chunks_per_step=2)
-    Budget(n_train_chunks=186, n_eval_chunks=9, ctx_len=256)
+    Budget(n_train_chunks=186, n_eval_chunks=9, ctx_len=256, is_chosen=False)
     """
     smallest, max_tokens, eval_tokens = min(chunk_counts), limits.max_tokens, limits.eval_tokens
     if eval_tokens is None:
         eval_tokens = min(int(EVAL_SHARE * smallest * ctx_len), MAX_AUTOMATIC_EVAL_TOKENS)
     n_eval = max(1, eval_tokens // ctx_len)
     n_train = smallest - n_eval
-    if max_tokens is not None:
-        n_train = min(n_train, max_tokens // ctx_len)
+    is_chosen = max_tokens is not None and max_tokens // ctx_len < n_train
+    if is_chosen:
+        n_train = max_tokens // ctx_len
     n_train -= n_train % chunks_per_step
     if n_train <= 0:
         raise InputError(
@@ -84,4 +88,4 @@ def equal_budget(
             f"{n_eval} are held out, --max_tokens is {max_tokens}, and one step takes {chunks_per_step}; generate "
             f"more, or lower --ctx_len, --eval_tokens, --batch_size or --grad_acc_steps"
         )
-    return Budget(n_train, n_eval, ctx_len)
+    return Budget(n_train, n_eval, ctx_len, is_chosen)

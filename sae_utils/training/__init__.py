@@ -11,6 +11,8 @@ parts:
     machines    devices and processes, and how they share the work
     room        do memory and disk hold what is planned?
     folders     where SAEs are kept, in the making and finished
+    remaining   what is left to train of a cell: seeds, layers
+    variants    settings side by side: names of what is trained in another way
     loop        the grid, cell by cell
     single_pass some SAEs trained together, measured, written
     trainer     sparsify's trainer with exact resumption

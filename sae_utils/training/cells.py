@@ -1,6 +1,7 @@
 """One cell of the target x source grid: what is trained on what, and everything that decides its weights."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from sae_utils.devices import dtype_name
 from sae_utils.exclusion import Exclusion
-from sae_utils.paths import cell_name, short_name
+from sae_utils.paths import cell_name, series_name, short_name
 from sae_utils.sources.budget import Budget
 from sae_utils.sources.catalog import Source
 from sae_utils.sources.joining import PACKING_RULE
@@ -73,10 +74,17 @@ class Cell:
     budget: Budget
     """Sequences to train on and to hold out."""
 
+    variant: str = ""
+    """What sets it apart from the first cell of its target and source; empty if it is that one."""
+
     @property
     def name(self) -> str:
         """Name of the cell's files."""
-        return cell_name(self.target.name, self.source.name)
+        return cell_name(self.target.name, series_name(self.source.name, self.variant))
+
+    def with_layers(self, layers: Sequence[int]) -> "Cell":
+        """The same cell with SAEs of these layers."""
+        return replace(self, settings=replace(self.settings, layers=tuple(layers)))
 
     def split(self) -> tuple[Chunks, Chunks]:
         """Training sequences in the order of training, held-out sequences in the source's order."""

@@ -5,6 +5,7 @@
                                 run.json                                 the full record
                                 metrics.jsonl                            losses of training, step by step
                                 wandb.json                               id of the W&B run
+                                run_layers.<L>.json, metrics_..., wandb_...   the same of layers that were added later
 """
 
 import json
@@ -25,7 +26,7 @@ from sae_utils.files import (
     written_folder,
 )
 from sae_utils.memory import sae_bytes
-from sae_utils.paths import METRICS_FILE
+from sae_utils.paths import METRICS_FILE, RUN_RECORD, added_name
 from sae_utils.records import git_commit, versions
 from sae_utils.sources.controls import SHUFFLE_SEED, SHUFFLED
 from sae_utils.sources.joining import PACKING_RULE
@@ -71,6 +72,7 @@ def make_record(
     return {
         "target": folders.target,
         "source": folders.source,
+        "variant": folders.variant,
         "layer": layer,
         "seed": seed,
         "d_model": sae.d_in,
@@ -92,8 +94,11 @@ def check_staged(folders: CellFolders, records: Sequence[Mapping[str, Any]], rem
         DamagedFileError: If one is not as it was written.
     """
     for record in records:
-        if folders.staged_dir(record["seed"]).exists():
-            check_files(folders.staged_sae(record["layer"], record["seed"]), record.get("checksums", {}), remedy)
+        layer, seed = record["layer"], record["seed"]
+        staged = folders.staged_sae(layer, seed)
+        has_moved = not staged.exists() and (folders.seed_dir(seed) / staged.name).exists()
+        if folders.staged_dir(seed).exists() and not has_moved:
+            check_files(staged, record.get("checksums", {}), remedy)
 
 
 def publish(
@@ -101,14 +106,20 @@ def publish(
     runs: Mapping[int, dict[str, Any]],
     config: dict[str, Any],
     metrics: Sequence[Path],
+    *,
+    replaces_finished: bool = False,
 ) -> None:
-    """Complete the staged folder of each seed, move each into place in one step, then remove the resumable state.
+    """Complete the staged folder of each seed, move each into place, then remove the resumable state.
+
+    A new folder is moved in one step. Where one stands already, layers are added to it: what is there stays as it is,
+    and the record, without which nothing of ours sees them, comes last.
 
     Args:
         folders: The cell's.
         runs: Contents of each seed's `run.json`.
         config: Contents of `config.json`, the same for all seeds.
         metrics: The `metrics.jsonl` of every pass.
+        replaces_finished: Put folders into the place of those that stand there.
     """
     losses = _merge_losses(metrics)
     for seed, run in runs.items():
@@ -117,13 +128,30 @@ def publish(
             continue
         write_text(staged / METRICS_FILE, _losses_of(seed, losses))
         write_text(staged / RUN_FILE, (folders.work_dir / RUN_FILE).read_text(encoding="utf-8"))
+        if final.exists() and not replaces_finished:
+            _add_to(final, staged, run)
+            continue
         write_json(staged / "config.json", config)
-        write_record(staged / "run.json", run | {"checksums": checksum_files(staged, ["config.json", METRICS_FILE])})
+        write_record(staged / RUN_RECORD, run | {"checksums": checksum_files(staged, ["config.json", METRICS_FILE])})
         if final.exists():  # what --overwrite replaces stays until there is something in its place
             folders.previous_dir.mkdir(exist_ok=True)
             os.replace(final, folders.previous_dir / final.name)
         os.replace(staged, final)
     remove_folder(folders.work_dir)
+
+
+def _add_to(final: Path, staged: Path, run: Mapping[str, Any]) -> None:
+    """Move the layers of a staged folder into one that stands, or what an interrupted run left of them."""
+    layers = run["settings"]["layers"]
+    for path in sorted(staged.glob("layers.*")):
+        os.replace(path, final / path.name)
+    names = {name: added_name(name, layers) for name in (METRICS_FILE, RUN_FILE)}
+    for name, added in names.items():
+        os.replace(staged / name, final / added)
+    write_record(
+        final / added_name(RUN_RECORD, layers), run | {"checksums": checksum_files(final, [names[METRICS_FILE]])}
+    )
+    staged.rmdir()
 
 
 def reader_config(cell: Cell, hookpoints: Mapping[int, str]) -> dict[str, Any]:

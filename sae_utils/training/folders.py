@@ -8,6 +8,7 @@
                                   finished/               SAEs of complete passes
                                   previous/               what they replace, for the moment it takes
 <target>_from_<source>_seed_<s>/                          finished SAEs, moved here in one step
+                                  run_layers.<L>.json     record of layers that were added later; theirs is written last
 """
 
 import os
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae_utils.errors import check_positive
-from sae_utils.paths import UNFINISHED_SUFFIX, cell_name, seed_dir
+from sae_utils.paths import UNFINISHED_SUFFIX, cell_name, seed_dir, series_name
+from sae_utils.training.cells import Cell
 from sae_utils.training.passes import Pass
 
 
@@ -32,10 +34,18 @@ class CellFolders:
     source: str
     """Name of the source."""
 
+    variant: str = ""
+    """What sets the cell apart from the first one of its target and source; empty if it is that one."""
+
+    @property
+    def series(self) -> str:
+        """Under which its SAEs are listed."""
+        return series_name(self.source, self.variant)
+
     @property
     def name(self) -> str:
         """Name that all of them start with."""
-        return cell_name(self.target, self.source)
+        return cell_name(self.target, self.series)
 
     @property
     def work_dir(self) -> Path:
@@ -53,7 +63,7 @@ class CellFolders:
 
     def seed_dir(self, seed: int) -> Path:
         """Folder of the finished SAEs of a seed."""
-        return seed_dir(self.checkpoint_dir, self.target, self.source, seed)
+        return seed_dir(self.checkpoint_dir, self.target, self.series, seed)
 
     def staged_dir(self, seed: int) -> Path:
         """Where a seed's folder is put together before it gets its final name."""
@@ -91,6 +101,6 @@ class Checkpoints:
     def __post_init__(self) -> None:
         check_positive(save_every=self.save_every)
 
-    def of(self, target: str, source: str) -> CellFolders:
-        """The folders of one cell, by the names of its target and its source."""
-        return CellFolders(self.folder, target, source)
+    def of(self, cell: Cell) -> CellFolders:
+        """The folders of one cell."""
+        return CellFolders(self.folder, cell.target.name, cell.source.name, cell.variant)

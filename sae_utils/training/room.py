@@ -9,6 +9,7 @@ from sae_utils.training.cells import Cell
 from sae_utils.training.folders import Checkpoints
 from sae_utils.training.machines import Machines
 from sae_utils.training.passes import OPTIMIZER_COPIES
+from sae_utils.training.remaining import Job, jobs_from_nothing
 
 GB = 1e9
 
@@ -24,10 +25,10 @@ def check_room(cells: Sequence[Cell], seeds: Sequence[int], machines: Machines, 
     """
     for cell in cells:
         _check_memory(cell, machines)
-    missing = [(cell, seed) for cell in cells for seed in seeds if not _is_there(cell, seed, checkpoints)]
-    if missing:
-        n_bytes = sum(_finished_bytes(cell) for cell, _ in missing)
-        n_bytes += max(_state_bytes(cell, len(seeds)) for cell, _ in missing)
+    jobs = [(cell, job) for cell in cells for job in _jobs(cell, seeds, checkpoints)]
+    if jobs:
+        n_bytes = sum(_finished_bytes(cell, job) for cell, job in jobs)
+        n_bytes += max(_state_bytes(cell, job) for cell, job in jobs)
         check_space(checkpoints.folder, n_bytes, f"SAEs and checkpoints in {checkpoints.folder}")
 
 
@@ -42,17 +43,18 @@ def _check_memory(cell: Cell, machines: Machines) -> None:
         )
 
 
-def _is_there(cell: Cell, seed: int, checkpoints: Checkpoints) -> bool:
-    """Whether a seed's folder is finished and stays."""
-    return not checkpoints.overwrite and checkpoints.of(cell.target.name, cell.source.name).seed_dir(seed).exists()
+def _jobs(cell: Cell, seeds: Sequence[int], checkpoints: Checkpoints) -> list[Job]:
+    """What is left to train of a cell, from nothing: what is begun has a part of it on the disk already."""
+    folders = checkpoints.of(cell)
+    return jobs_from_nothing(folders, cell.identity(), seeds, overwrite=checkpoints.overwrite)
 
 
-def _finished_bytes(cell: Cell) -> int:
-    """Size of a seed's folder."""
-    return len(cell.settings.layers) * sae_bytes(cell.target.d_model, cell.target.n_latents)
+def _finished_bytes(cell: Cell, job: Job) -> int:
+    """Size of a job's finished SAEs."""
+    return len(job.layers) * len(job.seeds) * sae_bytes(cell.target.d_model, cell.target.n_latents)
 
 
-def _state_bytes(cell: Cell, n_seeds: int) -> int:
-    """Size of a cell's resumable state: weights and what the optimizer keeps of them."""
+def _state_bytes(cell: Cell, job: Job) -> int:
+    """Size of a job's resumable state: weights and what the optimizer keeps of them."""
     copies = 1 + OPTIMIZER_COPIES[cell.settings.optimizer]
-    return CHECKPOINTS_AT_ONCE * copies * n_seeds * _finished_bytes(cell)
+    return CHECKPOINTS_AT_ONCE * copies * _finished_bytes(cell, job)

@@ -44,7 +44,7 @@ def train_pass_within_memory(
         InputError: If memory ran out and dividing would lose a checkpoint, for which the pass did fit once; if it is a
             single SAE; or if several processes train together, of which the others are inside a step.
     """
-    folder = checkpoints.of(cell.target.name, cell.source.name).pass_dir(which)
+    folder = checkpoints.of(cell).pass_dir(which)
     try:
         return train_pass(cell, which, model, machines, checkpoints, monitor)
     except (RuntimeError, MemoryError) as err:
@@ -78,7 +78,7 @@ def train_pass(
     Returns:
         One record per SAE; in every process, of all processes' SAEs.
     """
-    workers, folders = machines.workers, checkpoints.of(cell.target.name, cell.source.name)
+    workers, folders = machines.workers, checkpoints.of(cell)
     records_path = folders.pass_dir(which) / RECORDS_FILE
     if workers.agree(records_path.exists()):
         return workers.agree(read_pass_records(records_path, folders) if workers.is_main else None)

@@ -91,7 +91,9 @@ def test_models_are_prepared_before_they_sample(tiny, monkeypatch):
     generate("--n", "3", "--dtype", "bfloat16")
     ((attention, n_linears),) = seen
     assert attention == NAME
-    assert (n_linears > 0) == torch.ops.mkldnn._is_mkldnn_bf16_supported(), "where the processor has no use for it, none"
+    assert (n_linears > 0) == torch.ops.mkldnn._is_mkldnn_bf16_supported(), (
+        "where the processor has no use for it, none"
+    )
 
 
 def test_a_data_set_goes_on_in_batches_of_the_size_it_was_begun_with(tiny, monkeypatch):

@@ -75,6 +75,7 @@ def test_record_by_hand():
     assert record == {
         "target": "tiny",
         "source": "prose",
+        "variant": "",
         "layer": 7,
         "seed": 1,
         "d_model": 8,

@@ -17,15 +17,10 @@ from test_cli import ROOT, TRAIN, all_bytes, compared, generate, refused, train
 
 import train_sae
 from sae_utils.distributed import Workers
-from sae_utils.errors import InputError
-from sae_utils.files import write_json
 from sae_utils.sparse_coders import SparseCoder
 from sae_utils.training import machines, single_pass
 from sae_utils.training.cells import Cell
-from sae_utils.training.folders import CellFolders
 from sae_utils.training.grid import plan_grid
-from sae_utils.training.loop import seeds_to_train, write_plan
-from sae_utils.training.passes import Pass
 from sae_utils.training.trainer import SaeTrainer
 
 FOLDERS = ["tiny_from_tiny_seed_0", "tiny_from_tiny_seed_1"]
@@ -346,40 +341,3 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(with_data):
 
 
 # what is left to do
-
-
-CELL = CellFolders(Path("checkpoints"), "tiny", "prose")
-IDENTITY = {"k": 4, "lr": None}
-
-
-def write_finished(seed: int, **changes) -> None:
-    CELL.seed_dir(seed).mkdir(parents=True)
-    write_json(CELL.seed_dir(seed) / "run.json", {"settings": IDENTITY | changes})
-
-
-def test_seeds_without_a_finished_folder_are_left_to_do():
-    write_finished(1)
-    assert seeds_to_train(CELL, IDENTITY, range(3)) == [0, 2]
-
-
-def test_seeds_that_were_begun_together_go_on_together():
-    """They share a pass, whose state is one file."""
-    write_plan(CELL.settings_path, IDENTITY, [0, 1], [Pass((7,), (0, 1))])
-    assert seeds_to_train(CELL, IDENTITY, range(1)) == [0, 1]
-    with pytest.raises(InputError, match=r"begun with seeds \[0, 1\] and seeds \[0, 1, 2\] are asked for; finish it"):
-        seeds_to_train(CELL, IDENTITY, range(3))
-
-
-def test_other_settings_on_disk_are_refused():
-    write_plan(CELL.settings_path, IDENTITY, [0], [Pass((7,), (0,))])
-    with pytest.raises(InputError, match=r"prose.unfinished was made with other settings: k was 4 and is now 5"):
-        seeds_to_train(CELL, IDENTITY | {"k": 5}, range(1))
-    write_finished(0, k=6)
-    with pytest.raises(InputError, match=r"prose_seed_0 was made with other settings: k was 6 and is now 4"):
-        seeds_to_train(CELL, IDENTITY, range(1))
-
-
-def test_a_folder_that_is_not_ours_is_refused():
-    CELL.seed_dir(0).mkdir(parents=True)
-    with pytest.raises(InputError, match=r"exists and has no run.json; if you do not need it, move it away"):
-        seeds_to_train(CELL, IDENTITY, range(1))

@@ -1,0 +1,166 @@
+"""What is left to train of a cell: what is asked for, held against what lies finished or begun in its folders.
+
+A cell grows by seeds and by layers. SAEs do not see each other, so those that are trained later have the weights of a
+run that had all of them; what is finished is left as it is.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae_utils.errors import InputError
+from sae_utils.files import DamagedFileError, Record, being_removed, holds_something, read_record, removal, write_record
+from sae_utils.paths import RUN_RECORD, run_files
+from sae_utils.records import check_same_settings, differing_settings
+from sae_utils.training.cells import Cell
+from sae_utils.training.folders import CellFolders
+from sae_utils.training.passes import Pass
+
+OVERWRITE_REMEDY = "give --overwrite to train it anew, or another --checkpoint_dir"
+
+
+@dataclass(frozen=True)
+class Job:
+    """SAEs of a cell that are trained together: there is one for each layer and seed."""
+
+    layers: tuple[int, ...]
+    """Their layers, ascending."""
+
+    seeds: tuple[int, ...]
+    """Their seeds."""
+
+
+def has_leftovers(folders: CellFolders) -> bool:
+    """Whether something of an unfinished run lies there."""
+    return folders.work_dir.exists() or being_removed(folders.work_dir).exists()
+
+
+def next_job(
+    folders: CellFolders, identity: Mapping[str, Any], seeds: Sequence[int], *, overwrite: bool = False
+) -> Job | None:
+    """SAEs to train next; None if all that are asked for are finished.
+
+    Those of an interrupted run all go on together, whatever of them is asked for now: they share a state. Then come
+    those that are missing, seeds that lack the same layers together.
+
+    Args:
+        folders: The cell's.
+        identity: What decides its weights, with the layers that are asked for.
+        seeds: Seeds that are asked for.
+        overwrite: Train anew what is finished.
+
+    Raises:
+        InputError: If something there was made with other settings, or is not ours.
+    """
+    _check_are_ours(folders, seeds)
+    wanted = tuple(identity["layers"])
+    if overwrite:
+        return Job(wanted, tuple(seeds))
+    begun = read_plan(folders) if folders.settings_path.exists() else None
+    is_replacing = bool(begun and begun.get("replaces_finished"))
+    if is_replacing and not differing_settings(_shared(begun["settings"]), _shared(identity)):
+        missing = dict.fromkeys(seeds, wanted)  # --overwrite was given, and stopped
+    else:
+        missing = {seed: _missing_layers(folders, identity, seed) for seed in seeds}
+    missing = {seed: layers for seed, layers in missing.items() if layers}
+    if not missing:
+        return None
+    if begun is None:
+        return _jobs_of(missing)[0]
+    check_same_settings(_shared(begun["settings"]), _shared(identity), where=folders.work_dir, remedy=OVERWRITE_REMEDY)
+    job = Job(tuple(begun["settings"]["layers"]), tuple(begun["seeds"]))
+    if not any(seed in missing and set(job.layers) & set(missing[seed]) for seed in job.seeds):
+        raise InputError(
+            f"{folders.work_dir} was begun with --layers {' '.join(map(str, job.layers))} and seeds {list(job.seeds)}, "
+            f"of which nothing is asked for; finish it with these layers and --num_seeds {max(job.seeds) + 1} first, "
+            f"or give --overwrite"
+        )
+    return job
+
+
+def jobs_from_nothing(
+    folders: CellFolders, identity: Mapping[str, Any], seeds: Sequence[int], *, overwrite: bool = False
+) -> list[Job]:
+    """All jobs of a cell, as if nothing of them was begun; see `next_job`.
+
+    Raises:
+        InputError: If something finished was made with other settings, or is damaged.
+    """
+    if overwrite:
+        return [Job(tuple(identity["layers"]), tuple(seeds))]
+    return _jobs_of({seed: _missing_layers(folders, identity, seed) for seed in seeds})
+
+
+def is_of(cell: Cell, plan: Record) -> bool:
+    """Whether an unfinished run was begun with the settings of a cell, on whichever layers."""
+    return not differing_settings(_shared(plan["settings"]), _shared(cell.identity()))
+
+
+def read_plan(folders: CellFolders) -> Record:
+    """What an unfinished cell was begun with.
+
+    Raises:
+        DamagedFileError: If its file is damaged.
+    """
+    remedy = f"{removal(folders.work_dir)}, and the same command begins anew"
+    plan = read_record(folders.settings_path, remedy, settings=dict, seeds=list, passes=list)
+    layers = plan["settings"].get("layers")
+    numbers = itertools.chain(layers or [None], plan["seeds"], *itertools.chain(*plan["passes"]))
+    if not all(isinstance(number, int) for number in numbers):
+        raise DamagedFileError(folders.settings_path, "its layers, seeds or passes are not lists of numbers", remedy)
+    return plan
+
+
+def write_plan(
+    path: Path,
+    identity: Mapping[str, Any],
+    seeds: Sequence[int],
+    passes: Sequence[Pass],
+    *,
+    replaces_finished: bool = False,
+) -> None:
+    """Keep, beside the state, what a run that goes on must find again."""
+    plan = [[list(each.layers), list(each.seeds)] for each in passes]
+    about = {"settings": identity, "seeds": list(seeds), "passes": plan, "replaces_finished": replaces_finished}
+    write_record(path, about)
+
+
+def _jobs_of(missing: Mapping[int, tuple[int, ...]]) -> list[Job]:
+    """Seeds that lack the same layers together; of each seed, the layers it lacks."""
+    lacks = dict.fromkeys(layers for layers in missing.values() if layers)
+    return [Job(layers, tuple(seed for seed in missing if missing[seed] == layers)) for layers in lacks]
+
+
+def _missing_layers(folders: CellFolders, identity: Mapping[str, Any], seed: int) -> tuple[int, ...]:
+    """Layers that a seed's folder lacks, of those that are asked for.
+
+    Raises:
+        InputError: If what is there was made with other settings.
+    """
+    folder, there = folders.seed_dir(seed), set()
+    for path in run_files(folder):
+        run = read_record(path, f"{removal(folder)}, and the same command trains its seed anew", settings=dict)
+        check_same_settings(_shared(run["settings"]), _shared(identity), where=folder, remedy=OVERWRITE_REMEDY)
+        there |= set(run["settings"]["layers"])
+    return tuple(layer for layer in identity["layers"] if layer not in there)
+
+
+def _shared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that all SAEs of a cell have in common."""
+    return {name: value for name, value in settings.items() if name != "layers"}
+
+
+def _check_are_ours(folders: CellFolders, seeds: Sequence[int]) -> None:
+    """Refuse folders under our names that something else made; not even --overwrite throws those away.
+
+    Raises:
+        InputError: If there is one.
+    """
+    work, finished = folders.work_dir, [folders.seed_dir(seed) for seed in seeds]
+    foreign = [folder for folder in finished if folder.exists() and not (folder / RUN_RECORD).exists()]
+    if foreign:
+        raise InputError(f"{foreign[0]} exists and has no run.json; if you do not need it, move it away")
+    if work.exists() and not folders.settings_path.exists() and holds_something(work):
+        raise InputError(f"{work} exists and has no settings.json; if you do not need it, move it away")

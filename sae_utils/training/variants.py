@@ -1,0 +1,98 @@
+"""Settings side by side: what is trained in another way on the same source stands under a name of its own.
+
+The first SAEs of a target and a source have no more than these two in their folders' names. Others are told apart by
+what they were trained with otherwise, such as `k_64`; what cannot be compared stays refused, such as another
+`--ctx_len`, which makes other rows.
+"""
+
+import glob
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sae_utils.distributed import Workers
+from sae_utils.files import read_record, removal
+from sae_utils.paths import RUN_RECORD
+from sae_utils.training.cells import Cell
+from sae_utils.training.folders import CellFolders, Checkpoints
+from sae_utils.training.remaining import read_plan
+
+SIDE_BY_SIDE = {
+    "k": "k",
+    "num_latents": "latents",
+    "optimizer": "optimizer",
+    "lr": "lr",
+    "exclude": "exclude",
+    "batch_size": "batch",
+    "grad_acc_steps": "acc",
+    "n_train_tokens": "tokens",
+}
+"""Settings that may differ, with their names in folders' names."""
+
+
+def name_variants(cells: Sequence[Cell], checkpoints: Checkpoints, workers: Workers) -> list[Cell]:
+    """The cells with the names under which they stand beside what is there; the same in all processes.
+
+    Raises:
+        InputError: If a record there is damaged.
+    """
+    names = workers.agree([find_variant(cell, checkpoints) for cell in cells] if workers.is_main else None)
+    return [replace(cell, variant=name) for cell, name in zip(cells, names, strict=True)]
+
+
+def find_variant(cell: Cell, checkpoints: Checkpoints) -> str:
+    """What sets a cell apart from the first of its target and source; empty if it is that one, or cannot stand by it.
+
+    A budget sets apart only where it is asked for: one that follows from the smallest source would train a whole study
+    anew because a source was added.
+    """
+    there, wanted = settings_there(checkpoints.of(replace(cell, variant=""))), cell.identity()
+    if there is None:
+        return ""
+    if there.get("n_train_tokens") != wanted["n_train_tokens"] and not cell.budget.is_chosen:
+        return ""
+    return variant_name(there, wanted) or ""
+
+
+def settings_there(folders: CellFolders) -> dict[str, Any] | None:
+    """What finished SAEs under a name were trained with, else what unfinished ones were begun with; None without any.
+
+    Raises:
+        DamagedFileError: If a record is damaged.
+    """
+    is_seed = re.compile(re.escape(folders.name) + r"_seed_\d+").fullmatch
+    for path in sorted(folders.checkpoint_dir.glob(f"{glob.escape(folders.name)}_seed_*/{RUN_RECORD}")):
+        if is_seed(path.parent.name):
+            remedy = f"{removal(path.parent)}, and the same command trains its seed anew"
+            return read_record(path, remedy, settings=dict)["settings"]
+    return read_plan(folders)["settings"] if folders.settings_path.exists() else None
+
+
+def variant_name(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What sets settings apart from others; None if they cannot stand side by side, empty if nothing does.
+
+    >>> variant_name({"k": 32, "lr": None, "ctx_len": 64}, {"k": 64, "lr": 1e-3, "ctx_len": 64})
+    'k_64_lr_0.001'
+    >>> variant_name({"k": 32, "ctx_len": 64}, {"k": 64, "ctx_len": 128}) is None
+    True
+    """
+    differing = {name for name in [*before, *now] if before.get(name) != now.get(name)} - {"layers"}
+    if "exclude" in differing:
+        differing -= {"excluded_ids"}
+    if differing - set(SIDE_BY_SIDE):
+        return None
+    return "_".join(f"{short}_{_spelled(now[name])}" for name, short in SIDE_BY_SIDE.items() if name in differing)
+
+
+def _spelled(value: Any) -> str:
+    """A value as a part of a folder's name.
+
+    >>> _spelled(["first", "norm:1.5"]), _spelled([]), _spelled(None), _spelled(0.005)
+    ('first_norm_1.5', 'nothing', 'auto', '0.005')
+    """
+    if isinstance(value, list | tuple):
+        return "_".join(each.replace(":", "_") for each in value) or "nothing"
+    if value is None:
+        return "auto"
+    return f"{value:g}" if isinstance(value, float) else str(value)
