@@ -53,6 +53,13 @@ class PlantedSae:
     """d_model, latents, rows common to all, rows common to a source."""
 
     layer: int = LAYER
+    alike: tuple = ()
+    """What tells it from SAEs that it is not compared with: nothing."""
+
+    @property
+    def series(self) -> str:
+        """Under which it is listed."""
+        return self.source
 
     @property
     def record(self) -> dict:
