@@ -12,6 +12,7 @@ says what it would do. docs/options.md has every flag at length.
 """
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -93,6 +94,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="most training tokens per SAE; not given, all that the smallest source has",
     )
     data.add_argument(
+        "--keep_at",
+        type=parse_tokens,
+        nargs="+",
+        default=[],
+        metavar="TOKENS",
+        help="numbers of training tokens, such as 1e6, at which SAEs are kept on the way: those of smaller budgets",
+    )
+    data.add_argument(
         "--eval_tokens",
         type=int,
         default=None,
@@ -141,6 +150,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="with torchrun: each process trains some of the layers, instead of all layers on a part of each batch",
     )
     training.add_argument("--save_every", type=int, default=1000, help="steps between resumable checkpoints")
+    training.add_argument(
+        "--keep_state",
+        action="store_true",
+        help="keep the state behind finished SAEs (twice their size), so that a larger --max_tokens goes on from there",
+    )
     comparison = parser.add_argument_group("comparison")
     which = comparison.add_mutually_exclusive_group()
     which.add_argument(
@@ -188,6 +202,24 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_running_flags(parser)
     return parser
+
+
+def parse_tokens(text: str) -> int:
+    """A number of tokens, also as it is written for large ones.
+
+    >>> parse_tokens("1e6"), parse_tokens("2500")
+    (1000000, 2500)
+
+    Raises:
+        ArgumentTypeError: If it is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value.is_integer():
+        raise argparse.ArgumentTypeError(f"must be numbers of tokens, such as 1e6, got {text}")
+    return int(value)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -248,6 +280,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     from sae_utils.comparison.whereabouts import Whereabouts, find_sources_of
     from sae_utils.devices import choose_dtype
     from sae_utils.sources.labelled import find_labelled
+    from sae_utils.training.extension import check_can_extend
     from sae_utils.training.folders import Checkpoints
     from sae_utils.training.grid import describe_grid, plan_grid
     from sae_utils.training.loop import train_grid
@@ -275,11 +308,13 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         pairs = count_by_size(saes, args.pairs)
     else:
         choice, settings = grid_choice(args), training_settings(args)
-        checkpoints = Checkpoints(args.checkpoint_dir, args.save_every, args.overwrite)
+        checkpoints = Checkpoints(args.checkpoint_dir, args.save_every, args.overwrite, args.keep_state)
+        if args.keep_state:
+            check_can_extend(settings)
         distribution = {"distribute_modules": args.distribute_modules}
         check_shares(settings.batch_size, len(settings.layers), workers.n, **distribution)
         cells = plan_grid(choice, settings, choose_dtype(args.dtype, device), device, workers)
-        cells = name_variants(cells, checkpoints, workers)
+        cells = name_variants(cells, checkpoints, workers, keep_at=args.keep_at)
         machines = find_machines(device, workers, **distribution)
         plan = describe_grid(cells, choice.seeds, machines, checkpoints.folder)
         pairs = pairs_of_grid(cells, choice.seeds, args.pairs)
@@ -332,8 +367,9 @@ def pairs_of_grid(cells: "Sequence[Cell]", seeds: Sequence[int], kinds: Sequence
     from sae_utils.comparison.pairs import count_pairs
 
     counts: dict[tuple[int, int], int] = {}
-    for target in dict.fromkeys(cell.target.name for cell in cells):
-        members = [cell for cell in cells if cell.target.name == target]
+    alike = [(cell.target.name, cell.budget.n_train_tokens) for cell in cells]
+    for one in dict.fromkeys(alike):
+        members = [cell for cell, each in zip(cells, alike, strict=True) if each == one]
         size = members[0].target.d_model, members[0].target.n_latents
         n_pairs = len(members[0].settings.layers) * count_pairs(len(members), len(seeds), kinds)
         counts[size] = counts.get(size, 0) + n_pairs

@@ -8,6 +8,9 @@ from pathlib import Path
 UNFINISHED_SUFFIX = ".unfinished"
 """Ending of a folder that is still being worked on; nothing reads such a folder as a result."""
 
+RESUMABLE_SUFFIX = ".resumable"
+"""Ending of a folder with the state behind finished SAEs, from which a larger budget can go on."""
+
 METRICS_FILE = "metrics.jsonl"
 """Training losses beside the state and, at the end, beside the SAEs: one JSON object per step."""
 

@@ -71,7 +71,16 @@ def study(tmp_path_factory) -> Path:
         train = [*TRAIN, "--train_only", "--save_every", "5", "--checkpoint_dir", "killed"]
         kill_after("records.json", train_sae.main, train)
         for layers in (["1"], ["0", "1"]):
-            grow = ["--train_only", "--num_seeds", "1", "--checkpoint_dir", "grown", "--layers", *layers]
+            grow = [
+                "--train_only",
+                "--num_seeds",
+                "1",
+                "--checkpoint_dir",
+                "grown",
+                "--keep_state",
+                "--layers",
+                *layers,
+            ]
             train_sae.main([*TRAIN, *grow])
     return folder
 
@@ -238,7 +247,7 @@ def test_every_file_that_is_listed_is_written():
     files, patterns = all_files(), file_patterns()
     missing = {pattern for pattern in patterns if not any(matches(file, pattern) for file in files)}
     assert missing <= {pattern for pattern, when in patterns.items() if when == "running"}
-    others = {"unfinished", "running", "text corpus", "layers added later", "`--export saelens`"}
+    others = {"unfinished", "running", "text corpus", "layers added later", "`--keep_state`", "`--export saelens`"}
     assert set(patterns.values()) == {"always"} | others
 
 

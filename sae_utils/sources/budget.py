@@ -42,6 +42,11 @@ class Budget:
     is_chosen: bool = False
     """Whether training ends where it was asked to, and not where the smallest source does."""
 
+    def cut_to(self, max_tokens: int, chunks_per_step: int) -> "Budget":
+        """The same with at most so many training tokens, in whole steps."""
+        n_train = min(self.n_train_chunks, max_tokens // self.ctx_len)
+        return Budget(n_train - n_train % chunks_per_step, self.n_eval_chunks, self.ctx_len, is_chosen=True)
+
     @property
     def n_train_tokens(self) -> int:
         """Tokens each SAE is trained on."""

@@ -14,8 +14,10 @@ parts:
     remaining   what is left to train of a cell: seeds, layers
     variants    settings side by side: names of what is trained in another way
     loop        the grid, cell by cell
+    extension   larger budgets, from where smaller ones ended
     single_pass some SAEs trained together, measured, written
     trainer     sparsify's trainer with exact resumption
+    kept        SAEs kept on the way to a larger budget
     adapters    what sparsify's trainer is handed in place of its own parts
     monitor     what is shown and recorded while training
     tracking    W&B and metrics.jsonl

@@ -77,6 +77,9 @@ class Cell:
     variant: str = ""
     """What sets it apart from the first cell of its target and source; empty if it is that one."""
 
+    kept: tuple["Cell", ...] = ()
+    """The same with smaller budgets, whose SAEs are kept on the way to this one's."""
+
     @property
     def name(self) -> str:
         """Name of the cell's files."""
@@ -84,7 +87,8 @@ class Cell:
 
     def with_layers(self, layers: Sequence[int]) -> "Cell":
         """The same cell with SAEs of these layers."""
-        return replace(self, settings=replace(self.settings, layers=tuple(layers)))
+        kept = tuple(each.with_layers(layers) for each in self.kept)
+        return replace(self, settings=replace(self.settings, layers=tuple(layers)), kept=kept)
 
     def split(self) -> tuple[Chunks, Chunks]:
         """Training sequences in the order of training, held-out sequences in the source's order."""

@@ -9,17 +9,18 @@
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sae_utils.errors import NonFiniteError
 from sae_utils.evaluation.random_tokens import RANDOM_DRAW
 from sae_utils.files import (
     check_files,
     checksum_files,
-    remove_folder,
     write_json,
     write_record,
     write_text,
@@ -51,6 +52,22 @@ def stage_sae(folders: CellFolders, key: SaeKey, sae: SparseCoder) -> None:
     # What is there already is of a run that was stopped between writing and recording it.
     with written_folder(folders.staged_sae(layer, seed), scratch=scratch, n_bytes=n_bytes) as folder:
         sae.save_to_disk(folder)
+
+
+def check_measured(measured: Mapping[SaeKey, Mapping[str, Any]]) -> None:
+    """Refuse SAEs that have diverged without a loss that says so.
+
+    Raises:
+        NonFiniteError: If a number is NaN or infinite.
+    """
+    for (layer, seed), numbers in measured.items():
+        lost = {name: value for name, value in numbers.items() if value is not None and not math.isfinite(value)}
+        if lost:
+            raise NonFiniteError(
+                f"on the held-out tokens, the SAE of layer {layer}, seed {seed} has {lost}: training has diverged, or "
+                f"the model's activations there are not finite; nothing of it is published: lower --lr, or try another "
+                f"--dtype"
+            )
 
 
 @dataclass(frozen=True)
@@ -95,9 +112,10 @@ def check_staged(folders: CellFolders, records: Sequence[Mapping[str, Any]], rem
     """
     for record in records:
         layer, seed = record["layer"], record["seed"]
-        staged = folders.staged_sae(layer, seed)
-        has_moved = not staged.exists() and (folders.seed_dir(seed) / staged.name).exists()
-        if folders.staged_dir(seed).exists() and not has_moved:
+        own = folders.of_variant(record["variant"])
+        staged = own.staged_sae(layer, seed)
+        has_moved = not staged.exists() and (own.seed_dir(seed) / staged.name).exists()
+        if own.staged_dir(seed).exists() and not has_moved:
             check_files(staged, record.get("checksums", {}), remedy)
 
 
@@ -109,7 +127,7 @@ def publish(
     *,
     replaces_finished: bool = False,
 ) -> None:
-    """Complete the staged folder of each seed, move each into place, then remove the resumable state.
+    """Complete the staged folder of each seed and move each into place.
 
     A new folder is moved in one step. Where one stands already, layers are added to it: what is there stays as it is,
     and the record, without which nothing of ours sees them, comes last.
@@ -118,7 +136,7 @@ def publish(
         folders: The cell's.
         runs: Contents of each seed's `run.json`.
         config: Contents of `config.json`, the same for all seeds.
-        metrics: The `metrics.jsonl` of every pass.
+        metrics: The `metrics.jsonl` of every pass; what is behind the SAEs' tokens is of later ones.
         replaces_finished: Put folders into the place of those that stand there.
     """
     losses = _merge_losses(metrics)
@@ -126,7 +144,8 @@ def publish(
         staged, final = folders.staged_dir(seed), folders.seed_dir(seed)
         if not staged.exists():  # an interrupted run got as far as this one
             continue
-        write_text(staged / METRICS_FILE, _losses_of(seed, losses))
+        own = {n_tokens: values for n_tokens, values in losses.items() if n_tokens <= run["n_train_tokens"]}
+        write_text(staged / METRICS_FILE, _losses_of(seed, own))
         write_text(staged / RUN_FILE, (folders.work_dir / RUN_FILE).read_text(encoding="utf-8"))
         if final.exists() and not replaces_finished:
             _add_to(final, staged, run)
@@ -137,7 +156,6 @@ def publish(
             folders.previous_dir.mkdir(exist_ok=True)
             os.replace(final, folders.previous_dir / final.name)
         os.replace(staged, final)
-    remove_folder(folders.work_dir)
 
 
 def _add_to(final: Path, staged: Path, run: Mapping[str, Any]) -> None:

@@ -7,12 +7,13 @@
                                   <pass>/records.json     measurements of its SAEs; a pass that has it is complete
                                   finished/               SAEs of complete passes
                                   previous/               what they replace, for the moment it takes
+<target>_from_<source>.resumable/                         settings and state of a finished cell, where it was asked for
 <target>_from_<source>_seed_<s>/                          finished SAEs, moved here in one step
                                   run_layers.<L>.json     record of layers that were added later; theirs is written last
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sae_utils.errors import check_positive
@@ -37,6 +38,9 @@ class CellFolders:
     variant: str = ""
     """What sets the cell apart from the first one of its target and source; empty if it is that one."""
 
+    works_in: str | None = None
+    """Name of the cell that they are put together with; their own if None."""
+
     @property
     def series(self) -> str:
         """Under which its SAEs are listed."""
@@ -50,12 +54,16 @@ class CellFolders:
     @property
     def work_dir(self) -> Path:
         """Folder of the resumable state; it is gone when the cell is finished."""
-        return self.checkpoint_dir / (self.name + UNFINISHED_SUFFIX)
+        return self.checkpoint_dir / ((self.works_in or self.name) + UNFINISHED_SUFFIX)
 
     @property
     def settings_path(self) -> Path:
         """What the cell was begun with; there from the beginning to the end of its training."""
         return self.work_dir / "settings.json"
+
+    def of_variant(self, variant: str) -> "CellFolders":
+        """Those of SAEs that are kept on the way to this cell's, and put together with them."""
+        return self if variant == self.variant else replace(self, variant=variant, works_in=self.name)
 
     def pass_dir(self, which: Pass) -> Path:
         """Folder of the state and the losses of one pass."""
@@ -97,6 +105,9 @@ class Checkpoints:
 
     overwrite: bool = False
     """Train anew what stands there, instead of continuing it."""
+
+    keeps_state: bool = False
+    """Keep the state behind finished SAEs, so that a larger budget can go on from there."""
 
     def __post_init__(self) -> None:
         check_positive(save_every=self.save_every)

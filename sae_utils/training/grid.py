@@ -178,6 +178,8 @@ def find_targets(
 
 def describe_grid(cells: Sequence[Cell], seeds: Sequence[int], machines: Machines, checkpoint_dir: Path) -> str:
     """The plan in a few lines: cells, tokens, steps, latents, passes, memory, disk."""
+    on_the_way = {each.name for cell in cells for each in cell.kept}
+    kept, cells = ([each for each in cells if (each.name in on_the_way) is is_kept] for is_kept in (True, False))
     settings, budget = cells[0].settings, cells[0].budget
     n_saes = len(settings.layers) * len(seeds)
     n_steps = budget.n_train_chunks // settings.chunks_per_step
@@ -201,4 +203,5 @@ def describe_grid(cells: Sequence[Cell], seeds: Sequence[int], machines: Machine
         lines.append(f"    {describe_rows(cell.packed.counts)}")
         if cell.source.base is not None:
             lines.append(f"    tokens of each row of {cell.source.base.name} in random order behind its BOS")
+    lines += [f"  {cell.name}: kept on the way, after {cell.budget.n_train_tokens:,} tokens" for cell in kept]
     return "\n".join(lines)

@@ -17,12 +17,13 @@ from sae_utils.models import cut_after_, find_layers, fingerprint_trunk, load_tr
 from sae_utils.paths import METRICS_FILE, RUN_RECORD
 from sae_utils.records import versions
 from sae_utils.training.cells import Cell
+from sae_utils.training.extension import keep_state, take_up
 from sae_utils.training.finished import publish, reader_config, run_record
 from sae_utils.training.folders import CellFolders, Checkpoints
 from sae_utils.training.machines import Machines
 from sae_utils.training.monitor import TrainingMonitor
 from sae_utils.training.passes import Pass
-from sae_utils.training.remaining import Job, has_leftovers, is_of, next_job, read_plan, write_plan
+from sae_utils.training.remaining import Job, has_leftovers, is_of, next_job, passes_of, read_plan, write_plan
 from sae_utils.training.single_pass import layer_names, train_pass_within_memory
 from sae_utils.training.tracking import Tracker
 from sae_utils.training.wandb_login import Tracking
@@ -57,10 +58,12 @@ def train_grid(
     """
     workers, finished = machines.workers, []
     for _, of_target in itertools.groupby(cells, key=lambda cell: cell.target.reference):
-        model = None
+        model, kept = None, set()
         for cell in of_target:
             folders = checkpoints.of(cell)
             finished += [folders.seed_dir(seed) for seed in seeds]
+            if cell.name in kept:
+                continue
             refusal = f"another run is training {cell.name} in {folders.checkpoint_dir}; wait for it"
             lock = Lock(folders.checkpoint_dir, cell.name, refusal=refusal)
             if workers.agree(workers.is_main and is_finished(cell, seeds, checkpoints)):
@@ -77,6 +80,7 @@ def train_grid(
                     if model is None or max(job.layers) >= len(find_layers(model)[1]):
                         model = load_target(part, machines.device)
                     train_cell(part, job.seeds, model, machines, checkpoints, tracking, quiet=quiet)
+                    kept |= {each.name for each in cell.kept if checkpoints.overwrite}
                     # Of an interrupted run only what it was begun with went on.
                     may_lack_more = workers.is_main and not checkpoints.overwrite
                     job = workers.agree(next_job_of(cell, seeds, checkpoints) if may_lack_more else None)
@@ -150,14 +154,37 @@ def train_cell(
             done.append(each)
             records.extend(measured)
         if workers.is_main:
-            monitor.summarise(records)
-            hookpoints = layer_names(model, cell.settings.layers)
-            fingerprint = fingerprint_trunk(model, max(cell.settings.layers))
-            runs = {seed: run_record(cell, folders, seed, hookpoints, fingerprint, records, machines) for seed in seeds}
-            metrics = [folders.pass_dir(each) / METRICS_FILE for each in done]
-            is_replacing = read_plan(folders).get("replaces_finished", False)
-            publish(folders, runs, reader_config(cell, hookpoints), metrics, replaces_finished=is_replacing)
+            monitor.summarise([record for record in records if record["variant"] == cell.variant])
+            publish_cell(cell, seeds, records, [folders.pass_dir(each) for each in done], model, machines, folders)
+            if checkpoints.keeps_state:
+                keep_state(folders)
+            remove_folder(folders.work_dir)
     workers.wait()
+
+
+def publish_cell(
+    cell: Cell,
+    seeds: Sequence[int],
+    records: Sequence[dict[str, Any]],
+    passes: Sequence[Path],
+    model: PreTrainedModel,
+    machines: Machines,
+    folders: CellFolders,
+) -> None:
+    """Put the SAEs of a cell, and those that it has kept on the way, in their folders."""
+    hookpoints = layer_names(model, cell.settings.layers)
+    fingerprint = fingerprint_trunk(model, max(cell.settings.layers))
+    is_replacing = read_plan(folders).get("replaces_finished", False)
+    for each in (*cell.kept, cell):
+        own = folders.of_variant(each.variant)
+        of_it = [record for record in records if record["variant"] == each.variant]
+        runs = {
+            seed: run_record(each, own, seed, hookpoints, fingerprint, of_it, machines)
+            for seed in seeds
+            if any(record["seed"] == seed for record in of_it)
+        }
+        losses = [folder / METRICS_FILE for folder in passes]
+        publish(own, runs, reader_config(each, hookpoints), losses, replaces_finished=is_replacing)
 
 
 def begin_cell(cell: Cell, seeds: Sequence[int], checkpoints: Checkpoints, machines: Machines) -> list[Pass]:
@@ -170,7 +197,9 @@ def begin_cell(cell: Cell, seeds: Sequence[int], checkpoints: Checkpoints, machi
     if checkpoints.overwrite:
         remove_folder(folders.work_dir)
     if folders.settings_path.exists():
-        return [Pass(tuple(layers), tuple(of_these)) for layers, of_these in read_plan(folders)["passes"]]
+        return passes_of(read_plan(folders)["passes"])
+    if (begun := take_up(cell, seeds, folders, replaces_finished=checkpoints.overwrite)) is not None:
+        return begun
     memory = cell.memory(is_replicated=machines.is_replicated)
     passes = machines.plan_passes(memory, cell.settings.layers, seeds)
     write_plan(folders.settings_path, cell.identity(), seeds, passes, replaces_finished=checkpoints.overwrite)

@@ -15,6 +15,10 @@ OPTIMIZER_COPIES = {"signum": 1, "adam": 2, "muon": 1}
 """Tensors as large as the weights that an optimizer of sparsify keeps."""
 
 
+RECORDS_FILE = "records.json"
+"""Measurements of a pass' SAEs; written last, so that a pass that has it is complete."""
+
+
 @dataclass(frozen=True)
 class Pass:
     """SAEs that are trained together."""

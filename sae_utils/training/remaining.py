@@ -113,6 +113,11 @@ def read_plan(folders: CellFolders) -> Record:
     return plan
 
 
+def passes_of(plan: Sequence[Sequence[Sequence[int]]]) -> list[Pass]:
+    """The passes as a plan has them."""
+    return [Pass(tuple(layers), tuple(seeds)) for layers, seeds in plan]
+
+
 def write_plan(
     path: Path,
     identity: Mapping[str, Any],

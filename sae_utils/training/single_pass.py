@@ -1,14 +1,13 @@
 """One pass of the target model: some of a cell's SAEs trained together, measured, and written."""
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from sae_utils.errors import InputError, NonFiniteError
+from sae_utils.errors import InputError
 from sae_utils.evaluation.reconstruction import evaluate_reconstruction
 from sae_utils.files import check_files, checksum_files, read_record, removal, remove_folder, write_record
 from sae_utils.memory import is_out_of_memory, release_memory
@@ -16,18 +15,23 @@ from sae_utils.models import cut_for_now, find_layers
 from sae_utils.paths import METRICS_FILE
 from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig, TrainConfig
 from sae_utils.training.cells import Cell
-from sae_utils.training.finished import SaeKey, TrainingTokens, check_staged, make_record, stage_sae
+from sae_utils.training.finished import (
+    SaeKey,
+    TrainingTokens,
+    check_measured,
+    check_staged,
+    make_record,
+    stage_sae,
+)
 from sae_utils.training.folders import CellFolders, Checkpoints
+from sae_utils.training.kept import counts_at, keep_on_the_way, measure_kept
 from sae_utils.training.machines import Machines
 from sae_utils.training.monitor import TrainingMonitor
-from sae_utils.training.passes import Pass
+from sae_utils.training.passes import RECORDS_FILE, Pass
 from sae_utils.training.settings import TrainingSettings
 from sae_utils.training.trainer import STATE_FILE, SaeTrainer
 
 logger = logging.getLogger(__name__)
-
-RECORDS_FILE = "records.json"
-"""Measurements of a pass' SAEs; written last, so that a pass that has it is complete."""
 
 
 def train_pass_within_memory(
@@ -95,7 +99,13 @@ def train_pass(
             save_every=checkpoints.save_every,
         )
         trainer = SaeTrainer(
-            cfg, train_chunks, model, work_dir=records_path.parent, exclusion=cell.target.exclusion, workers=workers
+            cfg,
+            train_chunks,
+            model,
+            work_dir=records_path.parent,
+            exclusion=cell.target.exclusion,
+            workers=workers,
+            keep_at=[each.budget.n_train_tokens for each in cell.kept],
         )
         if workers.agree((records_path.parent / STATE_FILE).exists()):
             trainer.load_state()
@@ -103,22 +113,29 @@ def train_pass(
         keys = {
             trainer.sae_name(hookpoints[layer], seed): (layer, seed) for layer in hookpoints for seed in which.seeds
         }
+        trainer.saves_end = checkpoints.keeps_state
+        trainer.on_keep = keep_on_the_way(cell, folders, trainer, keys, overwrite=checkpoints.overwrite)
         shown = cell.name if set(which.layers) == set(cell.settings.layers) else f"{cell.name} {which}"
         saes = fit(trainer, keys, monitor, shown)
         n_trained_on = {layer: trainer.n_tokens_trained_on(name) for layer, name in hookpoints.items()}
+        n_trained_on_at = counts_at(trainer, hookpoints)
         del trainer
         release_memory(machines.device)  # what is measured needs no optimizer
         hooked = {key: (hookpoints[key[0]], sae) for key, sae in saes.items()}
         options = {"batch_size": cell.settings.batch_size, "exclusion": cell.target.exclusion}
         measured = evaluate_reconstruction(model, hooked, eval_chunks, **options)
-    check_measured(measured)
-    for key, sae in saes.items():
-        stage_sae(folders, key, sae)
-    n_read = cell.budget.n_train_tokens
-    own = [
-        make_record(folders, key, sae, TrainingTokens(n_read, n_trained_on[key[0]]), measured[key])
-        for key, sae in saes.items()
-    ]
+        check_measured(measured)
+        for key, sae in saes.items():
+            stage_sae(folders, key, sae)
+        n_read = cell.budget.n_train_tokens
+        own = [
+            make_record(folders, key, sae, TrainingTokens(n_read, n_trained_on[key[0]]), measured[key])
+            for key, sae in saes.items()
+        ]
+        names = {key: hookpoint for key, (hookpoint, _) in hooked.items()}
+        saes.clear()
+        hooked.clear()
+        own += measure_kept(cell, folders, names, n_trained_on_at, model, eval_chunks)
     records = [record for part in workers.gather(own) for record in part]
     if workers.is_main:
         losses = [METRICS_FILE] if (records_path.parent / METRICS_FILE).exists() else []
@@ -137,22 +154,6 @@ def read_pass_records(path: Path, folders: CellFolders) -> list[dict[str, Any]]:
     check_files(path.parent, stored["checksums"], remedy)
     check_staged(folders, stored["saes"], remedy)
     return stored["saes"]
-
-
-def check_measured(measured: Mapping[SaeKey, Mapping[str, Any]]) -> None:
-    """Refuse SAEs that have diverged without a loss that says so.
-
-    Raises:
-        NonFiniteError: If a number is NaN or infinite.
-    """
-    for (layer, seed), numbers in measured.items():
-        lost = {name: value for name, value in numbers.items() if value is not None and not math.isfinite(value)}
-        if lost:
-            raise NonFiniteError(
-                f"on the held-out tokens, the SAE of layer {layer}, seed {seed} has {lost}: training has diverged, or "
-                f"the model's activations there are not finite; nothing of it is published: lower --lr, or try another "
-                f"--dtype"
-            )
 
 
 def fit(

@@ -18,7 +18,7 @@ import contextlib
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,7 @@ class SaeTrainer(Trainer):
         work_dir: Path,
         exclusion: Exclusion = NOTHING,
         workers: Workers | None = None,
+        keep_at: Collection[int] = (),
     ) -> None:
         """Build the SAEs and their optimizer.
 
@@ -113,6 +114,8 @@ class SaeTrainer(Trainer):
             work_dir: Folder of the resumable state.
             exclusion: Positions that SAEs do not see.
             workers: The processes that train together; this one alone if None.
+            keep_at: Numbers of tokens, at ends of steps, at which `on_keep` is called with the SAEs as they would be
+                if training ended there.
 
         sparsify seeds the global generators, once per SAE; here and in `fit` they are given back as they were.
         """
@@ -120,6 +123,9 @@ class SaeTrainer(Trainer):
         self.exclusion = exclusion
         self.workers = workers or Workers()
         self.on_step: StepReport = lambda n_tokens, report: None
+        self.on_keep: Callable[[int], None] = lambda n_tokens: None
+        self.keep_at = frozenset(keep_at)
+        self.saves_end = False
         self.read_back_steps = READ_BACK_STEPS[model.device.type]
         self._is_fitting = False
         self._stop_request = StopRequest()
@@ -128,6 +134,7 @@ class SaeTrainer(Trainer):
         self._are_finite: dict[str, Tensor] = {}
         self._n_tokens_in_step: dict[str, Tensor] = {}
         self._n_tokens_trained_on = {hookpoint: torch.tensor(0) for hookpoint in cfg.hookpoints}
+        self._n_tokens_trained_on_at: dict[int, dict[str, int]] = {}
         self._unread: list[tuple[int, Tensor]] = []
         cfg.log_to_wandb = False  # sparsify would start a run of its own
         own_chunks = chunks.share(self.workers.rank, self.workers.n, cfg.batch_size) if self.workers.n > 1 else chunks
@@ -162,9 +169,14 @@ class SaeTrainer(Trainer):
         if self._is_fitting and value % self.cfg.grad_acc_steps == 0:
             self._end_step()
 
-    def n_tokens_trained_on(self, hookpoint: str) -> int:
-        """Tokens so far that the SAEs of a layer have seen: those of `n_tokens_seen` that are not left out."""
-        return int(self._n_tokens_trained_on[hookpoint])
+    def n_tokens_trained_on(self, hookpoint: str, at: int | None = None) -> int:
+        """Tokens so far that the SAEs of a layer have seen: those of `n_tokens_seen` that are not left out.
+
+        Args:
+            hookpoint: The layer.
+            at: One of `keep_at` that training has passed; now if None.
+        """
+        return int(self._n_tokens_trained_on[hookpoint]) if at is None else self._n_tokens_trained_on_at[at][hookpoint]
 
     @property
     def n_tokens_seen(self) -> int:
@@ -198,6 +210,31 @@ class SaeTrainer(Trainer):
         for optimizer in self.optimizers:
             if isinstance(optimizer, ScheduleFreeWrapper):
                 optimizer.eval()
+
+    @property
+    def kept_at(self) -> list[int]:
+        """Those of `keep_at` that training has passed."""
+        return list(self._n_tokens_trained_on_at)
+
+    @contextlib.contextmanager
+    def _evaluation_form(self) -> Iterator[None]:
+        """SAEs as they are to be used, while open; then their weights are what they were, bit for bit.
+
+        schedulefree's own way back rounds, so that a run which looked would end otherwise than one which did not.
+        """
+        optimizers = [each for each in self.optimizers if isinstance(each, ScheduleFreeWrapper)]
+        parameters = [p for sae in self.saes.values() for p in sae.parameters()]
+        before = [p.detach().to("cpu", copy=True) for p in parameters]
+        for optimizer in optimizers:
+            optimizer.eval()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for p, value in zip(parameters, before, strict=True):
+                    p.copy_(value)
+            for optimizer in optimizers:
+                optimizer.train_mode = True
 
     def maybe_all_reduce(self, x: Tensor, op: str = "mean") -> Tensor | float:
         """sparsify's, but for losses, which it would read from the device to add them up: here a hook does, there."""
@@ -255,6 +292,7 @@ class SaeTrainer(Trainer):
             for name, counts in state["num_tokens_since_fired"].items():
                 self.num_tokens_since_fired[name].copy_(counts)
             self._n_tokens_trained_on = dict(state["n_tokens_trained_on"])
+            self._n_tokens_trained_on_at = dict(state.get("n_tokens_trained_on_at", {}))
         self.global_step = saved["global_step"]
 
     def sae_name(self, hookpoint: str, seed: int) -> str:
@@ -277,6 +315,7 @@ class SaeTrainer(Trainer):
             "lr_schedulers": [scheduler.state_dict() for scheduler in self.lr_schedulers],
             "num_tokens_since_fired": self.num_tokens_since_fired,
             "n_tokens_trained_on": self._n_tokens_trained_on,
+            "n_tokens_trained_on_at": self._n_tokens_trained_on_at,
         }
         with written_whole(self._state_path(self.global_step), n_bytes=_nested_bytes(state)) as file:
             torch.save(state, file.scratch)
@@ -438,7 +477,10 @@ class SaeTrainer(Trainer):
         self._are_finite.clear()
         self._n_tokens_in_step.clear()
         self._unread.append((self.n_tokens_seen, torch.stack([fvus, torch.stack(dead_shares), have_finite_input])))
+        if self.n_tokens_seen in self.keep_at:
+            self._keep()
         is_saving = (self.global_step // self.cfg.grad_acc_steps) % self.cfg.save_every == 0
+        is_saving |= self.saves_end and self.global_step == len(self.dataset) // self.cfg.batch_size
         is_alone = self.workers.n == 1
         if is_saving or len(self._unread) >= self.read_back_steps or (is_alone and self._stop_request.signum):
             self._read_back()
@@ -448,6 +490,15 @@ class SaeTrainer(Trainer):
                 raise Stopped(signum)
         if is_saving:
             self.save_state()
+
+    def _keep(self) -> None:
+        """Hand the SAEs out as they would be if training ended here."""
+        self._read_back()
+        counts = {hookpoint: int(n_tokens) for hookpoint, n_tokens in self._n_tokens_trained_on.items()}
+        self._n_tokens_trained_on_at[self.n_tokens_seen] = counts
+        with self._evaluation_form():
+            self._check_weights()
+            self.on_keep(self.n_tokens_seen)
 
     def _read_back(self) -> None:
         """Report the losses that were taken down since the last time, step by step; the one wait for the device."""
@@ -493,14 +544,16 @@ class SaeTrainer(Trainer):
                 )
 
     def _check_weights(self) -> None:
-        """Find what the last step has done, which no loss shows any more.
+        """Find what the last step has done, which no loss shows yet.
 
         Raises:
             NonFiniteError: If a weight is NaN or infinite.
         """
         for name, sae in self.saes.items():
             if not are_finite(sae):
-                raise NonFiniteError(f"the weights of {name} are NaN or infinite in the end: lower --lr")
+                raise NonFiniteError(
+                    f"the weights of {name} are NaN or infinite after {self.n_tokens_seen:,} tokens: lower --lr"
+                )
 
 
 def _hookpoint_of(name: str) -> str:

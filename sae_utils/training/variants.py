@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from sae_utils.distributed import Workers
+from sae_utils.errors import InputError
 from sae_utils.files import read_record, removal
 from sae_utils.paths import RUN_RECORD
 from sae_utils.training.cells import Cell
@@ -31,25 +32,75 @@ SIDE_BY_SIDE = {
 """Settings that may differ, with their names in folders' names."""
 
 
-def name_variants(cells: Sequence[Cell], checkpoints: Checkpoints, workers: Workers) -> list[Cell]:
-    """The cells with the names under which they stand beside what is there; the same in all processes.
+def name_variants(
+    cells: Sequence[Cell], checkpoints: Checkpoints, workers: Workers, *, keep_at: Sequence[int] = ()
+) -> list[Cell]:
+    """The cells with the names under which they stand beside what is there, and behind each what it keeps on the way.
+
+    The same in all processes.
+
+    Args:
+        cells: The grid.
+        checkpoints: Where it is kept.
+        workers: The processes that train together.
+        keep_at: Training tokens at which SAEs are kept on the way; a cell of its own for each.
 
     Raises:
-        InputError: If a record there is damaged.
+        InputError: If SAEs on the way are not those of a smaller budget, a number is not below the budget or less than
+            a step, or a record there is damaged.
     """
-    names = workers.agree([find_variant(cell, checkpoints) for cell in cells] if workers.is_main else None)
-    return [replace(cell, variant=name) for cell, name in zip(cells, names, strict=True)]
+    kept = [_smaller(cell, keep_at) for cell in cells]
+    found = (
+        [
+            [find_variant(each, cell, checkpoints) for each in (cell, *smaller)]
+            for cell, smaller in zip(cells, kept, strict=True)
+        ]
+        if workers.is_main
+        else None
+    )
+    named: list[Cell] = []
+    for cell, smaller, (variant, *variants) in zip(cells, kept, workers.agree(found), strict=True):
+        on_the_way = [replace(each, variant=name) for each, name in zip(smaller, variants, strict=True)]
+        named += [replace(cell, variant=variant, kept=tuple(on_the_way)), *on_the_way]
+    return named
 
 
-def find_variant(cell: Cell, checkpoints: Checkpoints) -> str:
+def _smaller(cell: Cell, keep_at: Sequence[int]) -> list[Cell]:
+    """A cell with smaller budgets, ascending.
+
+    Raises:
+        InputError: If one of them is none.
+    """
+    settings, whole = cell.settings, cell.budget
+    if keep_at and settings.optimizer != "signum":
+        raise InputError(
+            f"--keep_at needs a learning rate that stays as it is, and with --optimizer {settings.optimizer} it falls "
+            f"to the end of the budget, so that SAEs on the way are not those of a smaller one; use signum, or train "
+            f"each --max_tokens by itself"
+        )
+    budgets = {n: whole.cut_to(n, settings.chunks_per_step) for n in sorted(keep_at)}
+    per_step = settings.chunks_per_step * whole.ctx_len
+    if wrong := [n for n, each in budgets.items() if not per_step <= each.n_train_tokens < whole.n_train_tokens]:
+        raise InputError(
+            f"--keep_at must be at least one step ({per_step:,} tokens) and less than the {whole.n_train_tokens:,} "
+            f"training tokens, got {' '.join(f'{n:,}' for n in wrong)}"
+        )
+    return [replace(cell, budget=each) for each in dict.fromkeys(budgets.values())]
+
+
+def find_variant(cell: Cell, grown_from: Cell, checkpoints: Checkpoints) -> str:
     """What sets a cell apart from the first of its target and source; empty if it is that one, or cannot stand by it.
 
     A budget sets apart only where it is asked for: one that follows from the smallest source would train a whole study
     anew because a source was added.
+
+    Args:
+        cell: A cell of the grid, or what it keeps on the way.
+        grown_from: That cell of the grid, which is the first if none is there yet.
+        checkpoints: Where they are kept.
     """
-    there, wanted = settings_there(checkpoints.of(replace(cell, variant=""))), cell.identity()
-    if there is None:
-        return ""
+    there = settings_there(checkpoints.of(replace(cell, variant=""))) or grown_from.identity()
+    wanted = cell.identity()
     if there.get("n_train_tokens") != wanted["n_train_tokens"] and not cell.budget.is_chosen:
         return ""
     return variant_name(there, wanted) or ""

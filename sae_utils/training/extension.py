@@ -1,0 +1,107 @@
+"""Larger budgets that go on where smaller ones ended, from the state that was kept behind finished SAEs.
+
+The learning rate does not depend on where training ends, and a smaller budget reads the beginning of what a larger one
+reads: so what goes on from there has, bit for bit, the weights of a run that had the larger budget from the beginning.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sae_utils.errors import InputError
+from sae_utils.files import read_record, removal, remove_folder, written_folder
+from sae_utils.paths import METRICS_FILE, RESUMABLE_SUFFIX
+from sae_utils.records import differing_settings
+from sae_utils.training.cells import Cell
+from sae_utils.training.folders import CellFolders
+from sae_utils.training.passes import RECORDS_FILE, Pass
+from sae_utils.training.remaining import passes_of, write_plan
+from sae_utils.training.settings import TrainingSettings
+from sae_utils.training.trainer import STATE_FILE
+from sae_utils.training.wandb_runs import RUN_FILE
+
+logger = logging.getLogger(__name__)
+
+SETTINGS_FILE = "settings.json"
+"""What the SAEs were trained with, beside their state."""
+
+
+def check_can_extend(settings: TrainingSettings) -> None:
+    """Refuse to keep a state from which no larger budget can go on.
+
+    Raises:
+        InputError: If the learning rate depends on where training ends.
+    """
+    if settings.optimizer != "signum":
+        raise InputError(
+            f"--keep_state is for going on with a larger budget, and with --optimizer {settings.optimizer} the "
+            f"learning rate has fallen to 0 at the end of the smaller one; use signum, or train the larger one from "
+            f"the beginning"
+        )
+
+
+def keep_state(folders: CellFolders) -> None:
+    """Put the state of a cell whose SAEs are published aside, in place of removing it."""
+    kept = folders.checkpoint_dir / f"{folders.name}{RESUMABLE_SUFFIX}"
+    remove_folder(kept)
+    for path in folders.work_dir.iterdir():
+        if path.is_dir() and not (path / STATE_FILE).exists():
+            remove_folder(path)
+    for path in [folders.work_dir / RUN_FILE, *folders.work_dir.glob(f"*/{RECORDS_FILE}")]:
+        path.unlink(missing_ok=True)
+    os.replace(folders.work_dir, kept)
+
+
+def take_up(cell: Cell, seeds: Sequence[int], folders: CellFolders, *, replaces_finished: bool) -> list[Pass] | None:
+    """Begin a cell with the state of the largest smaller budget that was kept; None if there is none.
+
+    Args:
+        cell: What is to be trained.
+        seeds: Its seeds.
+        folders: Its folders, in which nothing is begun.
+        replaces_finished: Whether finished SAEs are to be replaced.
+
+    Returns:
+        The passes, which are those of the smaller budget.
+
+    Raises:
+        DamagedFileError: If a record of a kept state is damaged.
+    """
+    found = dict(_kept_states(cell, seeds, folders))
+    if not found:
+        return None
+    n_tokens, kept = max(found.items())
+    passes = passes_of(_read_settings(kept)["passes"])
+    states = [path for each in passes for path in (kept / each.name).glob("*") if _is_state(path)]
+    n_bytes = sum(path.stat().st_size for path in states)
+    with written_folder(folders.work_dir, n_bytes=n_bytes) as scratch:
+        for path in states:
+            (scratch / path.parent.name).mkdir(exist_ok=True)
+            shutil.copyfile(path, scratch / path.parent.name / path.name)
+        write_plan(scratch / SETTINGS_FILE, cell.identity(), seeds, passes, replaces_finished=replaces_finished)
+    logger.info("%s goes on from %s, after %s tokens", cell.name, kept, f"{n_tokens:,}")
+    return passes
+
+
+def _kept_states(cell: Cell, seeds: Sequence[int], folders: CellFolders) -> Iterator[tuple[int, Path]]:
+    """Training tokens and folder of every kept state that a cell can go on from."""
+    if cell.settings.optimizer != "signum":
+        return
+    for path in sorted(folders.checkpoint_dir.glob(f"*{RESUMABLE_SUFFIX}/{SETTINGS_FILE}")):
+        plan = _read_settings(path.parent)
+        wanted = cell.identity() | {"n_train_tokens": plan["settings"].get("n_train_tokens")}
+        is_smaller = (wanted["n_train_tokens"] or 0) < cell.budget.n_train_tokens
+        if is_smaller and plan["seeds"] == list(seeds) and not differing_settings(plan["settings"], wanted):
+            yield wanted["n_train_tokens"], path.parent
+
+
+def _read_settings(kept: Path) -> dict:
+    remedy = f"{removal(kept)}, and larger budgets are trained from the beginning"
+    return read_record(kept / SETTINGS_FILE, remedy, settings=dict, seeds=list, passes=list)
+
+
+def _is_state(path: Path) -> bool:
+    """Whether a file of a pass is what a run goes on from."""
+    return path.name in (STATE_FILE, METRICS_FILE) or path.suffix == ".pt"
