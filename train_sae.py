@@ -188,8 +188,20 @@ def build_parser() -> argparse.ArgumentParser:
         "--export", choices=["saelens"], default=None, help="also write each SAE in SAELens' own folder format"
     )
     output = parser.add_argument_group("output")
-    output.add_argument("--checkpoint_dir", type=Path, default=Path("checkpoints"), help="folder of the SAEs")
-    output.add_argument("--results_dir", type=Path, default=Path("results"), help="folder of the measurements")
+    output.add_argument(
+        "--checkpoint_dir",
+        type=Path,
+        nargs="+",
+        default=[Path("checkpoints")],
+        help="folder of the SAEs; with --eval_only also several, whose SAEs are compared together",
+    )
+    output.add_argument(
+        "--results_dir",
+        type=Path,
+        nargs="+",
+        default=[Path("results")],
+        help="folder of the measurements; with --eval_only also others behind it, whose measurements are taken over",
+    )
     output.add_argument("--project_name", default="sae-training", help="W&B project")
     output.add_argument(
         "--entity", default=os.environ.get("WANDB_ENTITY"), help="W&B team; $WANDB_ENTITY, or the account's own"
@@ -246,6 +258,7 @@ def start(args: argparse.Namespace) -> None:
     from sae_utils.distributed import find_launch, join_workers, leave_workers
     from sae_utils.progress import script_output
 
+    split_folders(args)
     with script_output(quiet=args.quiet or not find_launch().is_main):
         device = choose_device(args.device, is_plan=args.dry_run)
         on_gpu = device.type == "cuda" and is_here(device)
@@ -255,6 +268,22 @@ def start(args: argparse.Namespace) -> None:
         train(args, device, workers)
         workers.wait()
     leave_workers()
+
+
+def split_folders(args: argparse.Namespace) -> None:
+    """Tell the folders that are written into from the others that are only read.
+
+    Raises:
+        InputError: If there are others, and something is to be trained.
+    """
+    from sae_utils.errors import InputError
+
+    for name in ("checkpoint_dir", "results_dir"):
+        first, *others = getattr(args, name)
+        if others and not args.eval_only:
+            raise InputError(f"--{name} takes several folders only with --eval_only, got {' '.join(map(str, others))}")
+        setattr(args, name, first)
+        setattr(args, f"other_{name}s", others)
 
 
 def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") -> None:
@@ -274,6 +303,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     from sae_utils.comparison.features import describe_features
     from sae_utils.comparison.groups import ComparisonSettings, group_saes
     from sae_utils.comparison.measuring import measure, read_known
+    from sae_utils.comparison.merging import take_over, told_apart
     from sae_utils.comparison.pairs import count_by_size, describe_pairs, match_pairs
     from sae_utils.comparison.stability import measure_stability
     from sae_utils.comparison.trained import check_none_left_out, find_all_trained, find_trained
@@ -303,8 +333,10 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
 
     # 1. Plan: find models and data sets, pack the tokens, and give every cell of the grid the same budget.
     if args.eval_only:
-        saes, damaged = find_all_trained(args.checkpoint_dir)
-        plan = f"{len(saes)} finished SAEs in {args.checkpoint_dir}"
+        folders = [args.checkpoint_dir, *args.other_checkpoint_dirs]
+        found, damaged = find_all_trained(*folders)
+        saes = told_apart(found)
+        plan = f"{len(saes)} finished SAEs in {', '.join(map(str, folders))}"
         pairs = count_by_size(saes, args.pairs)
     else:
         choice, settings = grid_choice(args), training_settings(args)
@@ -338,6 +370,8 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     # sources, which all processes share, and see what their latents fire on. One target after the other.
     sources = find_sources_of(saes, where)
     results = read_known(args.results_dir, saes, sources)
+    for folder in args.other_results_dirs if workers.is_main else ():
+        take_over(results, saes, folder)
     for group in group_saes(saes, sources, comparison):
         if workers.is_main:
             measure(group, results)

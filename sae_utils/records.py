@@ -3,6 +3,7 @@
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,18 @@ from typing import Any
 from sae_utils.errors import InputError
 
 RECORDED_PACKAGES = ("torch", "transformers", "datasets", "eai-sparsify", "numpy", "safetensors", "wandb")
+
+SIDE_BY_SIDE = {
+    "k": "k",
+    "num_latents": "latents",
+    "optimizer": "optimizer",
+    "lr": "lr",
+    "exclude": "exclude",
+    "batch_size": "batch",
+    "grad_acc_steps": "acc",
+    "n_train_tokens": "tokens",
+}
+"""Settings that may differ, with their names in folders' names."""
 
 
 def differing_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -34,6 +47,22 @@ def check_same_settings(before: dict[str, Any], now: dict[str, Any], *, where: P
     """
     if different := differing_settings(before, now):
         raise InputError(f"{where} was made with other settings: {'; '.join(different)}; {remedy}")
+
+
+def variant_name(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What sets settings apart from others; None if they cannot stand side by side, empty if nothing does.
+
+    >>> variant_name({"k": 32, "lr": None, "ctx_len": 64}, {"k": 64, "lr": 1e-3, "ctx_len": 64})
+    'k_64_lr_0.001'
+    >>> variant_name({"k": 32, "ctx_len": 64}, {"k": 64, "ctx_len": 128}) is None
+    True
+    """
+    differing = {name for name in [*before, *now] if before.get(name) != now.get(name)} - {"layers"}
+    if "exclude" in differing:
+        differing -= {"excluded_ids"}
+    if differing - set(SIDE_BY_SIDE):
+        return None
+    return "_".join(f"{short}_{_spelled(now[name])}" for name, short in SIDE_BY_SIDE.items() if name in differing)
 
 
 def versions() -> dict[str, str]:
@@ -62,3 +91,16 @@ def _git(root: Path, *arguments: str) -> str | None:
     """Output of a git command, or None if it failed."""
     done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _spelled(value: Any) -> str:
+    """A value as a part of a folder's name.
+
+    >>> _spelled(["first", "norm:1.5"]), _spelled([]), _spelled(None), _spelled(0.005)
+    ('first_norm_1.5', 'nothing', 'auto', '0.005')
+    """
+    if isinstance(value, list | tuple):
+        return "_".join(each.replace(":", "_") for each in value) or "nothing"
+    if value is None:
+        return "auto"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -6,6 +6,7 @@ latent, to which every run adds what is not known yet. Its files in the order of
     trained         finished SAEs, found and loaded
     whereabouts     the models and data sets that they name, found again
     results         metrics.json, metrics.csv and arrays
+    merging         SAEs and results of several folders, put together
     groups          SAEs that are measured together, as many at a time as memory allows
     measuring       every SAE on every source and on random tokens
     probes          every SAE on labelled texts

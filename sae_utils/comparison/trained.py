@@ -134,27 +134,14 @@ def find_trained(seed_dirs: Sequence[Path]) -> list[TrainedSae]:
     return sorted(found, key=lambda sae: sae.key)
 
 
-def find_all_trained(checkpoint_dir: Path) -> tuple[list[TrainedSae], list[Damaged]]:
-    """Every finished SAE below a folder, and the folders that are left out because they are damaged.
+def find_all_trained(*checkpoint_dirs: Path) -> tuple[list[TrainedSae], list[Damaged]]:
+    """Every finished SAE below folders, in their order, and what is left out because it is damaged.
 
     Raises:
-        MissingInputError: If there is none that can be read.
+        MissingInputError: If one of the folders has none that can be read.
     """
-    saes: list[TrainedSae] = []
-    damaged: list[Damaged] = []
-    for folder in sorted(path for path in checkpoint_dir.glob("*_seed_*") if path.is_dir()):
-        if not (folder / RUN_RECORD).exists() and not any(folder.glob("layers.*")):
-            continue
-        try:
-            saes += find_trained([folder])
-        except InputError as err:
-            damaged.append(Damaged(folder, str(err)))
-    if not saes:
-        check_none_left_out(damaged)
-        raise MissingInputError(
-            f"{checkpoint_dir.absolute()} holds no finished SAEs; train some first, without --eval_only"
-        )
-    return sorted(saes, key=lambda sae: sae.key), damaged
+    found = [_find_below(folder) for folder in checkpoint_dirs]
+    return [sae for saes, _ in found for sae in saes], [each for _, damaged in found for each in damaged]
 
 
 def check_none_left_out(damaged: Sequence[Damaged]) -> None:
@@ -171,6 +158,25 @@ def remedy_for(seed_folder: Path) -> str:
     """What to do about a folder of finished SAEs that is damaged."""
     again = f"{removal(seed_folder)} and train its seed again with the command that made it"
     return f"bring back a copy of it, or {again}"
+
+
+def _find_below(checkpoint_dir: Path) -> tuple[list[TrainedSae], list[Damaged]]:
+    """Every finished SAE below a folder, and the folders that are left out because they are damaged."""
+    saes: list[TrainedSae] = []
+    damaged: list[Damaged] = []
+    for folder in sorted(path for path in checkpoint_dir.glob("*_seed_*") if path.is_dir()):
+        if not (folder / RUN_RECORD).exists() and not any(folder.glob("layers.*")):
+            continue
+        try:
+            saes += find_trained([folder])
+        except InputError as err:
+            damaged.append(Damaged(folder, str(err)))
+    if not saes:
+        check_none_left_out(damaged)
+        raise MissingInputError(
+            f"{checkpoint_dir.absolute()} holds no finished SAEs; train some first, without --eval_only"
+        )
+    return sorted(saes, key=lambda sae: sae.key), damaged
 
 
 def _read_folder(folder: Path) -> list[TrainedSae]:

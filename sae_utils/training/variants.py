@@ -7,7 +7,7 @@ what they were trained with otherwise, such as `k_64`; what cannot be compared s
 
 import glob
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,21 +15,10 @@ from sae_utils.distributed import Workers
 from sae_utils.errors import InputError
 from sae_utils.files import read_record, removal
 from sae_utils.paths import RUN_RECORD
+from sae_utils.records import variant_name
 from sae_utils.training.cells import Cell
 from sae_utils.training.folders import CellFolders, Checkpoints
 from sae_utils.training.remaining import read_plan
-
-SIDE_BY_SIDE = {
-    "k": "k",
-    "num_latents": "latents",
-    "optimizer": "optimizer",
-    "lr": "lr",
-    "exclude": "exclude",
-    "batch_size": "batch",
-    "grad_acc_steps": "acc",
-    "n_train_tokens": "tokens",
-}
-"""Settings that may differ, with their names in folders' names."""
 
 
 def name_variants(
@@ -118,32 +107,3 @@ def settings_there(folders: CellFolders) -> dict[str, Any] | None:
             remedy = f"{removal(path.parent)}, and the same command trains its seed anew"
             return read_record(path, remedy, settings=dict)["settings"]
     return read_plan(folders)["settings"] if folders.settings_path.exists() else None
-
-
-def variant_name(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """What sets settings apart from others; None if they cannot stand side by side, empty if nothing does.
-
-    >>> variant_name({"k": 32, "lr": None, "ctx_len": 64}, {"k": 64, "lr": 1e-3, "ctx_len": 64})
-    'k_64_lr_0.001'
-    >>> variant_name({"k": 32, "ctx_len": 64}, {"k": 64, "ctx_len": 128}) is None
-    True
-    """
-    differing = {name for name in [*before, *now] if before.get(name) != now.get(name)} - {"layers"}
-    if "exclude" in differing:
-        differing -= {"excluded_ids"}
-    if differing - set(SIDE_BY_SIDE):
-        return None
-    return "_".join(f"{short}_{_spelled(now[name])}" for name, short in SIDE_BY_SIDE.items() if name in differing)
-
-
-def _spelled(value: Any) -> str:
-    """A value as a part of a folder's name.
-
-    >>> _spelled(["first", "norm:1.5"]), _spelled([]), _spelled(None), _spelled(0.005)
-    ('first_norm_1.5', 'nothing', 'auto', '0.005')
-    """
-    if isinstance(value, list | tuple):
-        return "_".join(each.replace(":", "_") for each in value) or "nothing"
-    if value is None:
-        return "auto"
-    return f"{value:g}" if isinstance(value, float) else str(value)

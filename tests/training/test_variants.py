@@ -8,8 +8,8 @@ from conftest import edit_record
 from test_cli import TRAIN, all_bytes, generate, refused, times, train
 
 import train_sae
+from sae_utils.records import variant_name
 from sae_utils.report.findings import read_findings
-from sae_utils.training.variants import variant_name
 
 SETTINGS = {"k": 32, "lr": None, "exclude": ["first"], "excluded_ids": [], "ctx_len": 64, "n_train_tokens": 640}
 
