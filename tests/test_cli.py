@@ -486,9 +486,9 @@ def test_overwrite_keeps_saes_until_the_new_ones_are_complete(tiny, moment):
     generate("--num_tokens", "1500")
     train("--num_seeds", "2")
     old = {seed: compared(Path(f"checkpoints/tiny_from_tiny_seed_{seed}")) for seed in (0, 1)}
-    train("--num_seeds", "2", "--k", "5", "--checkpoint_dir", "new")
+    train("--num_seeds", "2", "--shuffle_seed", "5", "--checkpoint_dir", "new")
     new = {seed: compared(Path(f"new/tiny_from_tiny_seed_{seed}")) for seed in (0, 1)}
-    argv = [*TRAIN, "--train_only", "--k", "5"]
+    argv = [*TRAIN, "--train_only", "--shuffle_seed", "5"]
     if run_killed(train_sae.main, [*argv, "--overwrite"], moment):
         for seed in (0, 1):
             folder = Path(f"checkpoints/tiny_from_tiny_seed_{seed}")

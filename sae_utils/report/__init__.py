@@ -14,6 +14,7 @@ computed here that is not in the results already: no model, no data set and no w
     plots         what is drawn in a figure
     panels        what figures have in common
     agreement_figures  figures of pairs of SAEs
+    settings_figures   figures over training tokens and active latents
     figures       all figures, as PNG and SVG
     feature_data  data of the feature browser
     page          report.html, from templates/

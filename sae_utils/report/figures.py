@@ -12,6 +12,7 @@ from sae_utils.report.drawing import INK, MUTED, SERIES, Chart, Key, Panel, save
 from sae_utils.report.findings import Comparison, Findings, read_findings
 from sae_utils.report.panels import PANEL_WIDTH, make_chart, rows_panel, rows_width, series_keys, source_colour
 from sae_utils.report.rounding import rounded
+from sae_utils.report.settings_figures import agreement_over_tokens, quality_over_l0
 
 RATE_BIN = 0.2
 """Width of a bin of log10 firing rates."""
@@ -39,6 +40,8 @@ def make_charts(findings: Findings) -> list[Chart]:
         by_position,
         matched_cosines,
         agreement_by_rate,
+        agreement_over_tokens,
+        quality_over_l0,
         partial(source_matrix, name="fvu", title="FVU", is_high_good=False),
         partial(source_matrix, name="ce_recovered", title="CE recovered", is_high_good=True),
         firing_rates,

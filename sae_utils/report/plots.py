@@ -176,6 +176,35 @@ def draw_by_rate(
     ax.set_ylabel("mean cosine of matched latents")
 
 
+def draw_over(
+    ax: Axes,
+    *,
+    lines: Sequence[tuple[Sequence[tuple[float, Spread]], str]],
+    floor: float | None,
+    x_label: str,
+    y_label: str,
+    is_share: bool,
+) -> None:
+    """Means over a number on a log scale, with the lowest and the highest; a line comes with its colour.
+
+    The axis of a share goes from 0 to 1, any other from 0.
+    """
+    for points, colour in lines:
+        xs, spreads = [x for x, _ in points], [spread for _, spread in points]
+        ax.plot(xs, [each.mean for each in spreads], color=colour, linewidth=1.1, marker="o", markersize=3.4, mew=0)
+        ax.vlines(xs, [each.low for each in spreads], [each.high for each in spreads], color=colour, linewidth=0.8)
+    if floor is not None:
+        ax.axhline(floor, color=MUTED, linewidth=1.0, **dash_style(1))
+    ax.set_xscale("log")
+    ticks = sorted({x for points, _ in lines for x, _ in points})
+    ax.set_xticks(ticks, [short_count(x) for x in ticks])
+    ax.minorticks_off()
+    ax.set_ylim(0, 1 if is_share else None)
+    ax.grid(axis="y")
+    ax.set_xlabel(x_label)
+    ax.set_ylabel(y_label)
+
+
 def draw_matrix(ax: Axes, *, matrix: Mapping[str, Mapping[str, Spread | None]], is_high_good: bool) -> None:
     """Means by train source and eval source, printed on shades from the worst of the matrix to its best."""
     rows, columns = list(matrix), list(next(iter(matrix.values())))

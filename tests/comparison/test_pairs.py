@@ -167,7 +167,13 @@ def test_a_dry_run_says_how_many_pairs_there_will_be(grid, capsys):
 def test_saes_of_another_size_are_no_pair(grid):
     """They have no one-to-one matching; training one source with other latents is no reason to stop."""
     saes = find_all_trained(Path("checkpoints"))[0]
-    wider = [replace(sae, record=sae.record | {"n_latents": 96}) if sae.seed == 2 else sae for sae in saes]
+    settings = saes[0].run["settings"]
+    wider = [
+        replace(sae, run=sae.run | {"settings": sae.run["settings"] | {"num_latents": 2 * settings["num_latents"]}})
+        if sae.seed == 2
+        else sae
+        for sae in saes
+    ]
     found = pairs.pairs_of(wider)
     assert len(found) == 2 * (6 + 1), "of two seeds and two sources: 6 pairs a layer; of the third seed: 1"
     assert all((pair.a.seed == 2) == (pair.b.seed == 2) for pair in found)
