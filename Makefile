@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TEST_PROCESSES := --numprocesses auto --maxprocesses 4 --dist loadfile
 DEMO_MODEL := .cache/SmolLM2-135M-Instruct
 # Without instructions for bfloat16, a processor multiplies it an eighth as fast as float32.
 DEMO_DTYPE := $(shell grep -qE 'avx512_bf16|amx_bf16|bf16' /proc/cpuinfo 2>/dev/null && echo bfloat16 || echo float32)
@@ -24,11 +25,12 @@ demo: $(VENV)/ready $(DEMO_MODEL)/config.json
 	    --random_tokens 20000 --wandb_mode offline --device cpu --datasets_dir demo_output/datasets \
 	    --checkpoint_dir demo_output/checkpoints --results_dir demo_output/results
 
-# Tests see a GPU only where it is asked for; on a machine without one, the last line skips all it would run.
+# One thread each, as threads of several processes wait for each other. Tests see a GPU only where it is asked for; on a
+# machine without one, the last line skips all it would run.
 test: $(VENV)/ready
 	$(call timed,$(BIN)/ruff format --check .)
 	$(call timed,$(BIN)/ruff check .)
-	$(call timed,$(BIN)/python -m pytest)
+	$(call timed,OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_PROCESSES))
 	$(call timed,$(BIN)/python -m pytest -m gpu)
 
 # Both scripts while they are killed, starved, fed with nonsense (20 minutes, ends with a table), and for 10 minutes on end.

@@ -43,7 +43,8 @@ def test_make_test_ends_with_the_gpu_and_says_how_long_each_part_took():
     for name in ("ruff", "python"):
         stub(Path("venv/bin") / name, "")
     Path("venv/ready").touch()
-    parts = ["ruff format --check .", "ruff check .", "python -m pytest", "python -m pytest -m gpu"]
+    tests = "python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile"
+    parts = ["ruff format --check .", "ruff check .", tests, "python -m pytest -m gpu"]
     done = make("test", f"VENV={Path('venv').resolve()}")
     assert calls() == parts
     assert re.findall(r"^\d+ s: .*/bin/(.*)$", done.stdout, flags=re.MULTILINE) == parts
