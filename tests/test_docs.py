@@ -118,7 +118,11 @@ def test_commands_parse(command):
 
 def test_pages_have_commands():
     """Or the test above would have nothing to parse."""
-    assert {page for page, text in PAGES.items() if commands_in(text)} == {"README.md", "docs/clusters.md"}
+    assert {page for page, text in PAGES.items() if commands_in(text)} == {
+        "README.md",
+        "docs/clusters.md",
+        "docs/options.md",
+    }
 
 
 @pytest.mark.slow
