@@ -509,8 +509,7 @@ def report(
     from sae_utils.report.freshness import fresh_figures, record_report
     from sae_utils.report.page import write_report
     from sae_utils.report.probe_tables import probe_table
-    from sae_utils.report.tables import results_tables, wandb_summary
-    from sae_utils.training.wandb_runs import add_to_summaries, is_summary_due
+    from sae_utils.report.tables import results_tables
 
     if exports_to is not None:
         export_saelens(saes, exports_to)
@@ -528,9 +527,25 @@ def report(
     print(f"{figures[0].parent}: the figures, as PNG and SVG")
     if exports_to is not None:
         print(f"{exports_to / 'saelens'}: the SAEs in SAELens' format", flush=True)
+    send_to_wandb(results, saes, tracking)
+
+
+def send_to_wandb(results: "Results", saes: Sequence["TrainedSae"], tracking: "Tracking") -> None:
+    """Put what is new into the summaries of the runs that trained the SAEs, and into a run per target of its own."""
+    from sae_utils.report.dashboard import FILES, comparison_config, comparison_tables
+    from sae_utils.report.tables import wandb_summary
+    from sae_utils.training.comparison_runs import Comparison, send_comparisons
+    from sae_utils.training.wandb_runs import add_to_summaries, is_summary_due
+
     folders = {sae.key[:2]: sae.folder.parent for sae in saes}
     due = [cell for cell in sorted(folders) if cell in results.changed or is_summary_due(folders[cell])]
     add_to_summaries(tracking, {folders[cell]: wandb_summary(results, *cell) for cell in due})
+    targets = sorted({sae.key[0] for sae in saes})
+    files = [results.folder / name for name in FILES]
+    compared = [
+        Comparison(each, comparison_config(results, each), comparison_tables(results, each), files) for each in targets
+    ]
+    send_comparisons(tracking, results.folder, compared)
 
 
 if __name__ == "__main__":

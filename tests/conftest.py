@@ -240,6 +240,7 @@ def pretend_launch(monkeypatch, *, rank: int = 0, n: int = 1, local_rank: int = 
 def offline(monkeypatch, tmp_path):
     """No test reaches a hub or an account, and none writes outside its own folder."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb_data"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
     monkeypatch.chdir(tmp_path)

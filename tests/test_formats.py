@@ -22,6 +22,7 @@ from test_cli import TRAIN
 
 import generate_datasets
 import train_sae
+from sae_utils.training.wandb_login import stop_service
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMATS = (ROOT / "docs/formats.md").read_text(encoding="utf-8")
@@ -58,13 +59,17 @@ def study(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "disabled")
+        patch.setenv("WANDB_DATA_DIR", str(folder / "wandb_data"))
         make_model(Path("tiny"), "neox")
         Path("corpus.txt").write_text("\n".join(f"the quick brown fox number {i} jumps over it" for i in range(400)))
         sample = ["--models", "./tiny", "--max_length", "40", "--quiet"]
         generate_datasets.main([*sample, "--num_tokens", "2505"])  # in the middle of a sample
         compare = ["--random_tokens", "500", "--export", "saelens", "--text_datasets", "corpus.txt", "--num_seeds", "3"]
         Path("topics.csv").write_text("text,label\n" + "".join(f"the fox number {i},{i % 3}\n" for i in range(30)))
-        train_sae.main([*TRAIN, *compare, "--probe_datasets", "topics.csv"])
+        compare += ["--probe_datasets", "topics.csv"]
+        train_sae.main([*TRAIN, *compare])
+        train_sae.main([*TRAIN, *compare, "--eval_only", "--wandb_mode", "offline"])
+        stop_service()
         kill_after(
             "samples_*", generate_datasets.main, [*sample, "--n", "40", "--batch_size", "8", "--output_dir", "growing"]
         )
@@ -247,7 +252,7 @@ def test_every_file_that_is_listed_is_written():
     files, patterns = all_files(), file_patterns()
     missing = {pattern for pattern in patterns if not any(matches(file, pattern) for file in files)}
     assert missing <= {pattern for pattern, when in patterns.items() if when == "running"}
-    others = {"unfinished", "running", "text corpus", "layers added later", "`--keep_state`", "`--export saelens`"}
+    others = {"unfinished", "running", "text corpus", "layers added later", "`--keep_state`", "`--export saelens`", "W&B"}
     assert set(patterns.values()) == {"always"} | others
 
 
@@ -287,6 +292,7 @@ def test_figures_are_those_that_are_listed():
         ("checkpoints/saelens/tiny_from_tiny_seed_0/layers.0/cfg.json", "`saelens`"),
         ("results/metrics.json", "`metrics.json`"),
         ("results/report.json", "`report.json`"),
+        ("results/wandb_runs/tiny/wandb.json", "`wandb_runs/<target>/wandb.json`"),
         ("results/details/tiny_from_tiny_layers.0.features.json", "`<cell>_layers.<layer>.features.json`"),
     ],
 )

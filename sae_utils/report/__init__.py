@@ -5,6 +5,7 @@ computed here that is not in the results already: no model, no data set and no w
 
     rounding      how every number is shown
     tables        tables on the terminal, numbers for W&B
+    dashboard     tables of a comparison for W&B
     findings      results, read again for the report
     answer        the sentences of the report
     origin        agreement between sources, in a sentence and in rows

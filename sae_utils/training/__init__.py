@@ -22,6 +22,7 @@ parts:
     monitor     what is shown and recorded while training
     tracking    W&B and metrics.jsonl
     wandb_runs  W&B runs, started and added to
+    comparison_runs  W&B runs of comparisons: tables, and an artefact
     wandb_login where W&B runs can go, found out first
     finished    records of finished SAEs, and the step that publishes them
 """

@@ -37,7 +37,7 @@ def start_run(folder: Path, tracking: Tracking, **options) -> "Run | None":
         options: What else `wandb.init` is told.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _describe(folder, project=tracking.project, entity=tracking.entity)
+    describe(folder, project=tracking.project, entity=tracking.entity)
     run = problem = None
     if tracking.mode == "online":
         try:
@@ -49,7 +49,7 @@ def start_run(folder: Path, tracking: Tracking, **options) -> "Run | None":
     if tracking.mode == "offline":
         run = _start_offline(folder, tracking, options, problem)
     if run:
-        _describe(folder, mode=tracking.mode)
+        describe(folder, mode=tracking.mode)
     return run
 
 
@@ -71,14 +71,14 @@ def add_to_summaries(tracking: Tracking, summaries: Mapping[Path, Mapping[str, A
         return
     problems: dict[Path, str] = {}
     for folder, summary in summaries.items():
-        about = _description(folder)
+        about = described(folder)
         if not about or about.get("mode") == "disabled":  # SAEs from elsewhere, or trained without W&B
             continue
-        _mark_due(folder, is_due=True)  # first, as who sees nothing happen may press Ctrl-C
+        mark_due(folder, is_due=True)  # first, as who sees nothing happen may press Ctrl-C
         if problem := _problem_of_adding(folder, tracking, summary):
             problems[folder] = problem
         else:
-            _mark_due(folder, is_due=False)
+            mark_due(folder, is_due=False)
     if problems:
         logger.warning(
             "W&B: what the comparison found is not in the runs of %s (%s); it is in the results folder, and the same "
@@ -90,12 +90,40 @@ def add_to_summaries(tracking: Tracking, summaries: Mapping[Path, Mapping[str, A
 
 def is_summary_due(folder: Path) -> bool:
     """Whether the W&B run of a folder of SAEs still lacks what an earlier comparison found."""
-    return _description(folder).get("summary_due", False)
+    return described(folder).get("summary_due", False)
+
+
+def describe(folder: Path, **fields) -> None:
+    """Write down what is known of the W&B run of a folder, with a new id if it had none, and keep what was."""
+    before = described(folder)
+    now = (before or {"id": _new_id(), "mode": "disabled", "summary_due": False}) | fields
+    if now != before:
+        write_record(folder / RUN_FILE, now)
+
+
+def described(folder: Path) -> dict[str, Any]:
+    """What is known of the W&B run of a folder; nothing if it had none.
+
+    Raises:
+        DamagedFileError: If its file is damaged.
+    """
+    path = folder / RUN_FILE
+    if not path.exists():
+        return {}
+    return read_record(path, f"{removal(path)}, and what comes next is a new run", id=str)
+
+
+def mark_due(folder: Path, *, is_due: bool) -> None:
+    """Write down whether a comparison is still to be added to the run of a folder, where that can be written to."""
+    try:
+        describe(folder, summary_due=is_due)
+    except OSError as err:
+        logger.debug("W&B: %s cannot be written to (%s), so nothing is remembered of its run", folder, err)
 
 
 def _problem_of_adding(folder: Path, tracking: Tracking, summary: Mapping[str, Any]) -> str | None:
     """Why numbers could not be added to the summary of a run; None if they were, or never can be."""
-    is_offline = _description(folder).get("mode") == "offline"
+    is_offline = described(folder).get("mode") == "offline"
     if tracking.has_fallen_back and not (is_offline and tracking.mode == "offline"):  # else they are sent together
         return "no run can be started online"
     began_sec = time.monotonic()
@@ -123,10 +151,8 @@ def _start_online(folder: Path, options: Mapping[str, Any]) -> "Run":
     except wandb.errors.CommError as err:
         if WAS_DELETED not in str(err):
             raise
-    logger.warning(
-        "W&B: run %s was deleted on the server; training goes on as a new run there", _description(folder)["id"]
-    )
-    _describe(folder, id=_new_id())
+    logger.warning("W&B: run %s was deleted on the server; what comes next is a new run there", described(folder)["id"])
+    describe(folder, id=_new_id())
     return _init(folder, "online", options)
 
 
@@ -138,7 +164,7 @@ def _start_offline(folder: Path, tracking: Tracking, options: Mapping[str, Any],
         stop_service()
         tracking.fall_back("disabled")
         problems = "; ".join(filter(None, [problem, one_line(err)]))
-        logger.warning("W&B records nothing more (%s); every number is in metrics.jsonl", problems)
+        logger.warning("W&B records nothing more (%s); every number is in metrics.jsonl and the results", problems)
         return None
     if problem:
         logger.warning(
@@ -153,7 +179,7 @@ def _init(folder: Path, mode: str, options: Mapping[str, Any]) -> "Run":
     """A run as W&B starts it: continued if it is there, within limits of time, and without a word on the terminal."""
     import wandb
 
-    about = _description(folder)
+    about = described(folder)
     wandb.setup(wandb.Settings(silent=True, mode=mode))  # what it says before a run has settings of its own
     return wandb.init(
         **{name: about[name] for name in ("id", "project", "entity")},
@@ -169,34 +195,6 @@ def _init(folder: Path, mode: str, options: Mapping[str, Any]) -> "Run":
             finish_timeout_raises=True,
         ),
     )
-
-
-def _describe(folder: Path, **fields) -> None:
-    """Write down what is known of the W&B run of a folder, and keep what was."""
-    before = _description(folder)
-    now = (before or {"id": _new_id(), "mode": "disabled", "summary_due": False}) | fields
-    if now != before:
-        write_record(folder / RUN_FILE, now)
-
-
-def _mark_due(folder: Path, *, is_due: bool) -> None:
-    """Write down whether a comparison is still to be added to the run of a folder, where that can be written to."""
-    try:
-        _describe(folder, summary_due=is_due)
-    except OSError as err:
-        logger.debug("W&B: %s cannot be written to (%s), so nothing is remembered of its run", folder, err)
-
-
-def _description(folder: Path) -> dict[str, Any]:
-    """What is known of the W&B run of a folder; nothing if it had none.
-
-    Raises:
-        DamagedFileError: If its file is damaged.
-    """
-    path = folder / RUN_FILE
-    if not path.exists():
-        return {}
-    return read_record(path, f"{removal(path)}, and training that goes on is a new run", id=str)
 
 
 def _new_id() -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ Answer = tuple[int, dict]
 
 HANGS = threading.Event()
 """What a request waits for that gets no answer; never set."""
+
+QUERY_NAME = re.compile(r"(?:query|mutation) (\w+)")
 
 VIEWER = {"viewer": {"id": "u", "entity": "me", "username": "me", "email": "", "flags": "{}", "teams": {"edges": []}}}
 
@@ -44,7 +47,7 @@ class WandbServer:
         self.http.server_close()
 
     def _answer(self, path: str, body: dict) -> Answer:
-        name = body.get("operationName", path)
+        name = body.get("operationName") or (QUERY_NAME.search(body.get("query", "")) or [None, path])[1]
         if "otel" in path:  # how W&B's client is doing
             return 200, {}
         self.asked.append(name)
@@ -59,7 +62,7 @@ class WandbServer:
     def data_of(name: str, variables: dict) -> dict:
         """What a query is answered by a server that is well."""
         entity, project = variables.get("entity") or "me", variables.get("project") or "p"
-        where = {"id": "p", "name": project, "entity": {"id": "e", "name": entity}}
+        where = {"id": "cDox", "name": project, "entity": {"id": "e", "name": entity}}
         if name == "Viewer":
             return VIEWER
         if name == "UpsertBucket":
@@ -70,6 +73,13 @@ class WandbServer:
         if name == "CreateRunFiles":
             files = [{"name": each, "uploadUrl": variables["url"]} for each in variables["files"]]
             return {"createRunFiles": {"runID": "aWQ=", "uploadHeaders": [], "files": files}}
+        if name == "ArtifactType":
+            return {"project": None}
+        if name == "CreateArtifact":  # as one whose files the server has already
+            artifact = {"id": "QXJ0aWZhY3Q6MQ==", "state": "COMMITTED", "artifactSequence": {"latestArtifact": None}}
+            return {"createArtifact": {"artifact": artifact}}
+        if name == "ArtifactByID":
+            return {"artifact": artifact_of(where | {"internalId": "SW50OjE="})}
         return {}
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
@@ -99,6 +109,22 @@ class WandbServer:
                 pass
 
         return Handler
+
+
+def artifact_of(project: dict) -> dict:
+    """A complete artefact, as W&B's server describes it."""
+    sequence = {"__typename": "ArtifactSequence", "id": "QXJ0aWZhY3RTZXF1ZW5jZTox", "name": "a", "project": project}
+    numbers = {"versionIndex": 0, "ttlDurationSeconds": -2, "historyStep": None, "size": 1, "fileCount": 1}
+    texts = {"description": None, "metadata": None, "digest": "d", "commitHash": None, "state": "COMMITTED"}
+    times = dict.fromkeys(("createdAt", "updatedAt"), "2026-01-01T00:00:00Z")
+    about = {
+        "__typename": "Artifact",
+        "id": "QXJ0aWZhY3Q6MQ==",
+        "artifactSequence": sequence,
+        "tags": [],
+        "aliases": [],
+    }
+    return about | numbers | texts | times | {"artifactType": {"name": "comparison"}, "ttlIsInherited": True}
 
 
 def no_answer() -> Answer:
