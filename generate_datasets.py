@@ -78,7 +78,9 @@ def generate(args: argparse.Namespace) -> None:
     from sae_utils.generation.job import GenerationJob, check_jobs, run_job
     from sae_utils.generation.sampling import SamplingSettings
     from sae_utils.generation.shards import Goal
+    from sae_utils.generation.unsampled import describe_unsampled
     from sae_utils.progress import script_output
+    from sae_utils.rates import tidy_rates
 
     with script_output(quiet=args.quiet or not find_launch().is_main):
         # 1. Check every setting and every model's configuration before anything large is loaded.
@@ -97,11 +99,14 @@ def generate(args: argparse.Namespace) -> None:
         for job in jobs:
             if workers.is_main and (args.dry_run or not args.quiet):
                 print(job.describe(), flush=True)
+            if workers.is_main and args.dry_run:
+                print(describe_unsampled(job, workers.n), flush=True)
             job.check_room()
         for job in [] if args.dry_run else jobs:
             outcome = run_job(job, workers, quiet=args.quiet)
             if workers.is_main:
                 print(outcome, flush=True)
+                tidy_rates(args.output_dir)
     leave_workers()
 
 

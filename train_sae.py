@@ -309,6 +309,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     from sae_utils.comparison.trained import check_none_left_out, find_all_trained, find_trained
     from sae_utils.comparison.whereabouts import Whereabouts, find_sources_of
     from sae_utils.devices import choose_dtype
+    from sae_utils.rates import tidy_rates
     from sae_utils.sources.labelled import find_labelled
     from sae_utils.training.extension import check_can_extend
     from sae_utils.training.folders import Checkpoints
@@ -316,6 +317,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     from sae_utils.training.loop import train_grid
     from sae_utils.training.machines import check_shares, find_machines
     from sae_utils.training.room import check_room
+    from sae_utils.training.status import describe_status
     from sae_utils.training.variants import name_variants
     from sae_utils.training.wandb_login import find_tracking
 
@@ -355,6 +357,8 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     if workers.is_main and args.dry_run and not args.train_only:
         print(describe_pairs(pairs, device, workers.n), flush=True)
     if not args.eval_only:
+        if workers.is_main and args.dry_run:
+            print(describe_status(cells, choice.seeds, machines, checkpoints), flush=True)
         check_room(cells, choice.seeds, machines, checkpoints)
     if args.dry_run:
         return
@@ -363,6 +367,8 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     if not args.eval_only:
         folders = train_grid(cells, choice.seeds, machines, checkpoints, tracking, quiet=args.quiet)
         saes = [sae for sae in find_trained(folders) if sae.layer in settings.layers]
+        if workers.is_main:
+            tidy_rates(args.checkpoint_dir)
     if args.train_only:
         return
 

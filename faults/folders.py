@@ -16,6 +16,9 @@ MAY_DIFFER = {
 """By a file's name: fields that differ between two unbroken runs. Two such runs were compared byte by byte in the same
 places, and nothing else did: figures, pages and archives have no time stamps in them."""
 
+NOT_PROMISED = (".rates.json",)
+"""Files of which nothing is promised: how fast this machine was just now, for plans."""
+
 SCRATCH = ("writing_", ".tmp", ".unfinished", ".locks", "whole.arrow", "previous")
 """What is in the name of something half-written or held."""
 
@@ -26,7 +29,7 @@ def contents(folder: Path) -> dict[str, str]:
     for here, folders, files in os.walk(folder):
         where = Path(here).relative_to(folder)
         for name in files:
-            if not (Path(here) / name).is_symlink():
+            if name not in NOT_PROMISED and not (Path(here) / name).is_symlink():
                 found[str(where / name)] = fingerprint(Path(here) / name)
         if not folders and not files and where != Path():
             found[f"{where}/"] = "an empty folder"

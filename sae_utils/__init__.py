@@ -24,6 +24,7 @@ none of the others, and none knows generation. Here lies what several of them sh
     devices         --device and --dtype
     memory          how much is free, what SAEs take of it, what to do when it was not enough
     stopping        Ctrl-C, SIGTERM, SIGHUP: what can be kept is kept
+    rates           how fast a device was, for plans
     progress        token bars; what other libraries may print
     model_files     what lies in a model's folder, or one line on what is wrong with it
     model_checks    models found unfit: configuration, weights, tokenizer, before anything large is loaded

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 import subprocess
 import warnings
 from pathlib import Path
@@ -17,6 +18,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
 """What NVIDIA's kernel driver says about itself while it is loaded."""
+
+PROCESSOR_FILE = Path("/proc/cpuinfo")
+"""What Linux says about the processors."""
 
 SMI_TIMEOUT_SEC = 20
 """Longest wait for nvidia-smi, which takes seconds where it has to wake many cards."""
@@ -91,6 +95,18 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 def dtype_name(dtype: torch.dtype) -> str:
     """Name of a number format as `--dtype` spells it."""
     return str(dtype).removeprefix("torch.")
+
+
+def device_name(device: torch.device) -> str:
+    """Name of the card or the processor, as far as the system tells it; PyTorch must see the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = PROCESSOR_FILE.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not on Linux
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
 
 
 def find_cards() -> str | None:

@@ -43,6 +43,17 @@ def token_bar(
     )
 
 
+def span(sec: float) -> str:
+    """A length of time as people say it, about.
+
+    >>> span(50), span(700), span(5400), span(400000)
+    ('50 s', '11.7 min', '1.5 h', '111.1 h')
+    """
+    if sec < 60:
+        return f"{sec:.0f} s"
+    return f"{sec / 3600:.1f} h" if sec >= 3600 else f"{sec / 60:.1f} min"
+
+
 @contextlib.contextmanager
 def script_output(*, quiet: bool = False) -> Iterator[None]:
     """Set up what a script shows: our log lines above the bars, other libraries' only when something is wrong."""

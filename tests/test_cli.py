@@ -478,7 +478,7 @@ def test_overwrite_keeps_a_data_set_until_the_new_one_is_complete(tiny, moment):
         is_begun = (work / "settings.json").exists()
         generate_datasets.main(argv if is_begun else [*argv, "--overwrite"])  # goes on, without the flag
     assert all_bytes(folder) == new
-    assert sorted(path.name for path in Path("datasets").iterdir()) == ["tiny_42_1.0_0.9"]
+    assert [path.name for path in Path("datasets").iterdir() if path.name != ".rates.json"] == ["tiny_42_1.0_0.9"]
 
 
 @pytest.mark.parametrize("moment", [1, 4, 12, 20, 26, 27, 28, 29, 30, 31])

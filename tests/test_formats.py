@@ -252,8 +252,8 @@ def test_every_file_that_is_listed_is_written():
     files, patterns = all_files(), file_patterns()
     missing = {pattern for pattern in patterns if not any(matches(file, pattern) for file in files)}
     assert missing <= {pattern for pattern, when in patterns.items() if when == "running"}
-    others = {"unfinished", "running", "text corpus", "layers added later", "`--keep_state`", "`--export saelens`", "W&B"}
-    assert set(patterns.values()) == {"always"} | others
+    others = {"unfinished", "running", "text corpus", "layers added later", "`--keep_state`", "`--export saelens`"}
+    assert set(patterns.values()) == {"always", "W&B"} | others
 
 
 def test_nothing_is_left_of_a_lock_when_nothing_is_running():
@@ -299,6 +299,11 @@ def test_figures_are_those_that_are_listed():
 def test_fields_are_those_that_are_documented(path, heading):
     """Readers of the files have nothing else to go by."""
     compare_fields(read(path), documented(heading))
+
+
+@pytest.mark.parametrize(("folder", "number"), [("checkpoints", 0), ("datasets", 1)])
+def test_fields_of_rates(folder, number):
+    compare_fields(read(f"{folder}/.rates.json"), documented("Rates", number))
 
 
 def test_fields_of_a_checkpoint():

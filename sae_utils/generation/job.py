@@ -21,11 +21,13 @@ from sae_utils.generation.record import asked_settings, full_settings, make_reco
 from sae_utils.generation.rounds import sample_until_goal
 from sae_utils.generation.sample_memory import MAX_ROWS, MemoryEstimate, estimate_memory
 from sae_utils.generation.sampling import SamplingSettings, prepare_for_sampling_
+from sae_utils.generation.sampling_rate import about_sampling, keep_sampling_rate
 from sae_utils.generation.shards import OTHER_SETTINGS_REMEDY, Goal, GrowingDataset
 from sae_utils.memory import NOT_HERE, free_bytes
 from sae_utils.model_checks import check_sampling
 from sae_utils.models import check_fits_context, check_model, find_bos_id, load_causal_lm, resolve_reference
 from sae_utils.paths import DatasetKey, short_name
+from sae_utils.rates import Stopwatch
 from sae_utils.records import check_same_settings, differing_settings
 
 logger = logging.getLogger(__name__)
@@ -212,18 +214,14 @@ def run_job(checked: CheckedJob, workers: Workers, *, quiet: bool = False) -> st
     growing = GrowingDataset(job.folder, full_settings(source, job.settings, job.dtype), overwrite=job.overwrite)
     prepare_for_sampling_(source.model)
     with growing if workers.is_main else contextlib.nullcontext():
-        sample_until_goal(
-            growing,
-            source,
-            job.goal,
-            job.settings,
-            workers,
-            n_rows=checked.n_rows,
-            is_fixed=job.fixed_batches,
-            quiet=quiet,
-        )
+        how = {"n_rows": checked.n_rows, "is_fixed": job.fixed_batches, "quiet": quiet}
+        watch, n_before = Stopwatch(), growing.progress()[0] if workers.is_main else 0
+        sample_until_goal(growing, source, job.goal, job.settings, workers, **how, on_round=watch.note)
         if not workers.is_main:
             return workers.agree(None)
+        of = about_sampling(job.reference, job.settings, job.dtype, job.device, workers.n)
+        n_new = growing.progress()[0] - n_before
+        keep_sampling_rate(job.output_dir, of, watch, n_samples=n_new, n_rows=checked.n_rows)
         dataset, cut, nll_sum_units = growing.finish(job.goal, source.tokenizer, source.bos_id)
         record = make_record(growing, source, job.goal, dataset)
         record |= {"nll_sum_units": nll_sum_units, "cut_sample": cut}

@@ -29,6 +29,7 @@ def sample_until_goal(
     n_rows: int,
     is_fixed: bool = False,
     quiet: bool = False,
+    on_round: Callable[[int], None] = lambda n_tokens: None,
 ) -> None:
     """Add shards until the unbroken beginning of the stream holds what was asked for.
 
@@ -45,6 +46,7 @@ def sample_until_goal(
         n_rows: Samples decoded together, and samples in a shard.
         is_fixed: Decode sample i in row i mod `n_rows` of a batch that keeps its shape.
         quiet: No bars.
+        on_round: Called with the tokens that are there, before the first round and after each.
     """
     n_samples, n_tokens = workers.agree(growing.progress() if workers.is_main else None)
     if workers.is_main:
@@ -52,6 +54,7 @@ def sample_until_goal(
         growing.add_batches(n_rows, is_fixed=is_fixed)
         if n_samples:
             logger.info("%s: going on after %s samples, %s tokens", growing.final, f"{n_samples:,}", f"{n_tokens:,}")
+    on_round(n_tokens)
     is_quiet = quiet or not workers.is_main
     with token_bar(short_name(source.reference), total=goal.n_tokens, initial=n_tokens, quiet=is_quiet) as bar:
         n_together, pace = n_rows, pace_of(source.model.device)
@@ -70,6 +73,7 @@ def sample_until_goal(
                     growing.add_batches(each, is_fixed=is_fixed)
             n_samples, n_tokens = workers.agree(growing.progress() if workers.is_main else None)
             bar.n = n_tokens
+            on_round(n_tokens)
             if goal.n_tokens is None:
                 bar.total = round(goal.n_samples * n_tokens / n_samples)  # best guess from the mean length so far
 

@@ -19,6 +19,8 @@ parts:
     trainer     sparsify's trainer with exact resumption
     kept        SAEs kept on the way to a larger budget
     adapters    what sparsify's trainer is handed in place of its own parts
+    speed       how fast passes were
+    status      what of a grid is there, what is left, how long it takes
     monitor     what is shown and recorded while training
     tracking    W&B and metrics.jsonl
     wandb_runs  W&B runs, started and added to

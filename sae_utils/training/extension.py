@@ -69,11 +69,11 @@ def take_up(cell: Cell, seeds: Sequence[int], folders: CellFolders, *, replaces_
     Raises:
         DamagedFileError: If a record of a kept state is damaged.
     """
-    found = dict(_kept_states(cell, seeds, folders))
+    found = dict(kept_states(cell, seeds, folders))
     if not found:
         return None
     n_tokens, kept = max(found.items())
-    passes = passes_of(_read_settings(kept)["passes"])
+    passes = passes_of(read_settings(kept)["passes"])
     states = [path for each in passes for path in (kept / each.name).glob("*") if _is_state(path)]
     n_bytes = sum(path.stat().st_size for path in states)
     with written_folder(folders.work_dir, n_bytes=n_bytes) as scratch:
@@ -85,19 +85,24 @@ def take_up(cell: Cell, seeds: Sequence[int], folders: CellFolders, *, replaces_
     return passes
 
 
-def _kept_states(cell: Cell, seeds: Sequence[int], folders: CellFolders) -> Iterator[tuple[int, Path]]:
+def kept_states(cell: Cell, seeds: Sequence[int], folders: CellFolders) -> Iterator[tuple[int, Path]]:
     """Training tokens and folder of every kept state that a cell can go on from."""
     if cell.settings.optimizer != "signum":
         return
     for path in sorted(folders.checkpoint_dir.glob(f"*{RESUMABLE_SUFFIX}/{SETTINGS_FILE}")):
-        plan = _read_settings(path.parent)
+        plan = read_settings(path.parent)
         wanted = cell.identity() | {"n_train_tokens": plan["settings"].get("n_train_tokens")}
         is_smaller = (wanted["n_train_tokens"] or 0) < cell.budget.n_train_tokens
         if is_smaller and plan["seeds"] == list(seeds) and not differing_settings(plan["settings"], wanted):
             yield wanted["n_train_tokens"], path.parent
 
 
-def _read_settings(kept: Path) -> dict:
+def read_settings(kept: Path) -> dict:
+    """What a kept state was trained with, and in which passes.
+
+    Raises:
+        DamagedFileError: If its record is damaged.
+    """
     remedy = f"{removal(kept)}, and larger budgets are trained from the beginning"
     return read_record(kept / SETTINGS_FILE, remedy, settings=dict, seeds=list, passes=list)
 

@@ -13,6 +13,7 @@ from sae_utils.files import check_files, checksum_files, read_record, removal, r
 from sae_utils.memory import is_out_of_memory, release_memory
 from sae_utils.models import cut_for_now, find_layers
 from sae_utils.paths import METRICS_FILE
+from sae_utils.rates import Stopwatch, keep_rate
 from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig, TrainConfig
 from sae_utils.training.cells import Cell
 from sae_utils.training.finished import (
@@ -29,6 +30,7 @@ from sae_utils.training.machines import Machines
 from sae_utils.training.monitor import TrainingMonitor
 from sae_utils.training.passes import RECORDS_FILE, Pass
 from sae_utils.training.settings import TrainingSettings
+from sae_utils.training.speed import about_pass
 from sae_utils.training.trainer import STATE_FILE, SaeTrainer
 
 logger = logging.getLogger(__name__)
@@ -116,7 +118,12 @@ def train_pass(
         trainer.saves_end = checkpoints.keeps_state
         trainer.on_keep = keep_on_the_way(cell, folders, trainer, keys, overwrite=checkpoints.overwrite)
         shown = cell.name if set(which.layers) == set(cell.settings.layers) else f"{cell.name} {which}"
-        saes = fit(trainer, keys, monitor, shown)
+        watch = Stopwatch()
+        try:
+            saes = fit(trainer, keys, monitor, shown, watch)
+        finally:  # also of a run that is stopped and goes on later
+            if workers.is_main:
+                keep_rate(checkpoints.folder, about_pass(cell, which, machines), watch.rate())
         n_trained_on = {layer: trainer.n_tokens_trained_on(name) for layer, name in hookpoints.items()}
         n_trained_on_at = counts_at(trainer, hookpoints)
         del trainer
@@ -157,7 +164,7 @@ def read_pass_records(path: Path, folders: CellFolders) -> list[dict[str, Any]]:
 
 
 def fit(
-    trainer: SaeTrainer, keys: Mapping[str, SaeKey], monitor: TrainingMonitor | None, shown: str
+    trainer: SaeTrainer, keys: Mapping[str, SaeKey], monitor: TrainingMonitor | None, shown: str, watch: Stopwatch
 ) -> dict[SaeKey, SparseCoder]:
     """Train what is left of a pass, with its bar and its losses.
 
@@ -166,6 +173,7 @@ def fit(
         keys: Layer and seed of each of the trainer's SAEs.
         monitor: Where losses go; None in all processes but the main one.
         shown: What is shown before the bar.
+        watch: Takes in how far it has got, and when.
 
     Returns:
         The SAEs that this process owns.
@@ -173,7 +181,12 @@ def fit(
     if monitor is not None:
         labels = {name: f"layers.{layer}/seed_{seed}" for name, (layer, seed) in keys.items()}
         monitor.begin_pass(shown, trainer.work_dir, labels, from_tokens=trainer.n_tokens_seen)
-        trainer.on_step = monitor.report
+
+        def report(n_tokens: int, losses: Mapping[str, Mapping[str, float]]) -> None:
+            monitor.report(n_tokens, losses)
+            watch.note(trainer.n_tokens_seen)  # losses of several steps may come together, after the last of them
+
+        trainer.on_step = report
     trainer.fit()
     if monitor is not None:
         monitor.end_pass()
