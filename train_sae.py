@@ -302,6 +302,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     from sae_utils.comparison.coactivation import compare_codes
     from sae_utils.comparison.features import describe_features
     from sae_utils.comparison.groups import ComparisonSettings, group_saes
+    from sae_utils.comparison.lookahead import look_ahead
     from sae_utils.comparison.measuring import measure, read_known
     from sae_utils.comparison.merging import take_over, told_apart
     from sae_utils.comparison.pairs import count_by_size, describe_pairs, match_pairs
@@ -378,18 +379,20 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     results = read_known(args.results_dir, saes, sources)
     for folder in args.other_results_dirs if workers.is_main else ():
         take_over(results, saes, folder)
-    for group in group_saes(saes, sources, comparison):
-        if workers.is_main:
-            measure(group, results)
-            if labelled:
-                from sae_utils.comparison.probes import probe  # scikit-learn takes a second
+    with look_ahead(saes, sources, results, comparison, workers, kinds=args.pairs) as outlook:
+        for group in group_saes(saes, sources, comparison):
+            outlook.begin(group.key, group.name)
+            if workers.is_main:
+                measure(group, results, outlook)
+                if labelled:
+                    from sae_utils.comparison.probes import probe  # scikit-learn takes a second
 
-                probe(group, labelled, results)
-        match_pairs(group.saes, results, device, kinds=args.pairs, workers=workers)
-        if workers.is_main:
-            compare_codes(group, results)
-            measure_stability(group, results)
-            describe_features(group, results)
+                    probe(group, labelled, results)
+            match_pairs(group.saes, results, device, kinds=args.pairs, workers=workers, outlook=outlook)
+            if workers.is_main:
+                compare_codes(group, results)
+                measure_stability(group, results)
+                describe_features(group, results)
     if not workers.is_main:
         return
     results.save()

@@ -43,6 +43,16 @@ def token_bar(
     )
 
 
+def status_bar() -> tqdm:
+    """A bar behind a line of its own, for waits of several kinds of work; whoever has it sets `n` and `total`."""
+    return tqdm(
+        bar_format="{desc} |{bar:20}| {elapsed}",
+        delay=1e-9,  # nothing is drawn before there is a line
+        dynamic_ncols=True,
+        mininterval=0.2 if sys.stderr.isatty() else LOG_FILE_INTERVAL_SEC,
+    )
+
+
 def span(sec: float) -> str:
     """A length of time as people say it, about.
 

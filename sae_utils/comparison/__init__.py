@@ -8,9 +8,11 @@ latent, to which every run adds what is not known yet. Its files in the order of
     results         metrics.json, metrics.csv and arrays
     merging         SAEs and results of several folders, put together
     groups          SAEs that are measured together, as many at a time as memory allows
+    outlook         how far it has got, in one line
     measuring       every SAE on every source and on random tokens
     probes          every SAE on labelled texts
     pairs           every two SAEs of a target and layer, matched
+    lookahead       what is before it, counted for that line
     agreement       how much of one SAE comes back in another
     matching        exact one-to-one matching of directions
     subspaces       do directions come back together that do not come back alone?

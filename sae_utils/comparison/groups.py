@@ -75,6 +75,16 @@ class Group:
         """Short name of the target."""
         return self.saes[0].record["target"]
 
+    @property
+    def key(self) -> tuple:
+        """What its SAEs have in common, and no other group's."""
+        return self.saes[0].eval_shape
+
+    @property
+    def n_eval_tokens(self) -> int:
+        """Tokens that are held out of every source."""
+        return self.saes[0].eval_shape[3]
+
     def load_target(self) -> LoadedModel:
         """The whole target model, loaded once.
 

@@ -4,15 +4,17 @@ Every number is tied to the weights and the data it was measured on. What is kno
 is written as soon as a step is done, and a run that was stopped goes on with the next step.
 """
 
+import contextlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sae_utils.comparison.groups import Group
+from sae_utils.comparison.outlook import RANDOM_TOKENS, RECONSTRUCTION, SPLICING, Count, Outlook
 from sae_utils.comparison.results import Results, read_results
 from sae_utils.comparison.trained import TrainedSae
 from sae_utils.errors import NonFiniteError
@@ -44,19 +46,36 @@ def read_known(results_dir: Path, saes: Sequence[TrainedSae], sources: Mapping[t
     return results
 
 
-def measure(group: Group, results: Results) -> None:
+def measure(group: Group, results: Results, outlook: Outlook | None = None) -> None:
     """Add what is not known yet about the SAEs of a group, on every source and on random tokens.
 
     An SAE that has diverged is marked as such, and nothing else is measured of it.
+
+    Args:
+        group: The SAEs.
+        results: What is known; what is found is added.
+        outlook: Is told how far it has got; None where nobody looks.
     """
+    outlook = outlook or Outlook()
     for sae in group.saes:
         record = results.saes[sae.key]
         if record.get("is_diverged") is None:
             has_finite_weights = record["evaluations"] or are_finite(sae.load("cpu"))
             _set_diverged(results, sae.key, not has_finite_weights)
     for source in group.sources.values():
-        evaluate_on(group, source, results)
-    count_fakes(group, results)
+        evaluate_on(group, source, results, outlook)
+    count_fakes(group, results, outlook)
+    outlook.pause()
+
+
+def plan_measuring(group: Group, results: Results, outlook: Outlook) -> None:
+    """Take down how much is to be measured of a group, by what is known now."""
+    saes, part = converged(group.saes, results), outlook.part(group.key)
+    n_left = sum(_evaluation(results, sae, source) is None for sae in saes for source in group.sources.values())
+    n_all = len(saes) * len(group.sources)
+    part.cells = Count(n_all - n_left, n_all)
+    part.left |= dict.fromkeys((RECONSTRUCTION, SPLICING), n_left * group.n_eval_tokens)
+    part.left[RANDOM_TOKENS] = len(_without_fakes(group, results)) * group.settings.n_random_tokens
 
 
 def known_record(results: Results, sae: TrainedSae) -> dict[str, Any]:
@@ -81,8 +100,9 @@ def converged(saes: Sequence[TrainedSae], results: Results) -> list[TrainedSae]:
     return [sae for sae in saes if not results.saes[sae.key]["is_diverged"]]
 
 
-def evaluate_on(group: Group, source: Source, results: Results) -> None:
+def evaluate_on(group: Group, source: Source, results: Results, outlook: Outlook) -> None:
     """Reconstruction and its effect on the model, on the held-out tokens of one source."""
+    plan_measuring(group, results, outlook)
     todo = [sae for sae in converged(group.saes, results) if not _evaluation(results, sae, source)]
     if not todo:
         return
@@ -91,18 +111,20 @@ def evaluate_on(group: Group, source: Source, results: Results) -> None:
     for hooked in group.in_memory(todo, target):
         options = {"batch_size": group.settings.batch_size, "exclusion": group.exclusion}
         special_ids = target.tokenizer.all_special_ids
-        with group.bar(f"on {source.name}", 2 * chunks.order.size * chunks.ctx_len) as bar:
-            measured = measure_reconstruction(target.model, hooked, chunks, **options, on_tokens=bar.update)
-            _check_activations(measured.layers, group, source)
-            for key in [key for key, counted in measured.saes.items() if not math.isfinite(counted.squared_error)]:
-                _set_diverged(results, key, True)
-                del hooked[key], measured.saes[key]
-            means = {layer: each.all.mean for layer, each in measured.layers.items()}
-            if not hooked:
-                continue
+        with _seen(outlook, group, RECONSTRUCTION, len(hooked), source.name) as on_tokens:
+            measured = measure_reconstruction(target.model, hooked, chunks, **options, on_tokens=on_tokens)
+        _check_activations(measured.layers, group, source)
+        for key in [key for key, counted in measured.saes.items() if not math.isfinite(counted.squared_error)]:
+            _set_diverged(results, key, True)
+            del hooked[key], measured.saes[key]
+        means = {layer: each.all.mean for layer, each in measured.layers.items()}
+        if not hooked:
+            continue
+        with _seen(outlook, group, SPLICING, len(hooked), source.name) as on_tokens:
             spliced = measure_splices(
-                target.model, hooked, chunks, means, **options, special_ids=special_ids, on_tokens=bar.update
+                target.model, hooked, chunks, means, **options, special_ids=special_ids, on_tokens=on_tokens
             )
+        outlook.part(group.key).cells.n_done += len(hooked)
         for key, counted in measured.saes.items():
             numbers = counted.record() | spliced[key]
             by_position = zip(numbers.pop("fvu_by_position"), numbers.pop("ce_by_position"), strict=True)
@@ -130,11 +152,11 @@ def evaluate_on(group: Group, source: Source, results: Results) -> None:
         results.save()
 
 
-def count_fakes(group: Group, results: Results) -> None:
+def count_fakes(group: Group, results: Results, outlook: Outlook) -> None:
     """Firing on random tokens."""
+    plan_measuring(group, results, outlook)
     n_tokens = group.settings.n_random_tokens
-    members = converged(group.saes, results)
-    todo = [sae for sae in members if (results.saes[sae.key]["random_tokens"] or {}).get("n_drawn") != n_tokens]
+    todo = _without_fakes(group, results)
     if not todo:
         return
     target = group.load_target()
@@ -146,7 +168,7 @@ def count_fakes(group: Group, results: Results) -> None:
         n_tokens=n_tokens,
     )
     for hooked in group.in_memory(todo, target):
-        with group.bar("on random tokens", chunks.order.size * chunks.ctx_len) as bar:
+        with _seen(outlook, group, RANDOM_TOKENS, len(hooked)) as on_tokens:
             firing: dict[Any, RandomFiring] = measure_random_firing(
                 target.model,
                 hooked,
@@ -154,7 +176,7 @@ def count_fakes(group: Group, results: Results) -> None:
                 batch_size=group.settings.batch_size,
                 n_tokens=n_tokens,
                 exclusion=group.exclusion,
-                on_tokens=bar.update,
+                on_tokens=on_tokens,
             )
         for key, counted in firing.items():
             about = {"n_drawn": n_tokens} | RANDOM_DRAW
@@ -182,6 +204,21 @@ def dataset_record(source: Source) -> dict[str, Any]:
         "n_tokens": source.n_tokens,
         "quality": quality,
     }
+
+
+@contextlib.contextmanager
+def _seen(outlook: Outlook, group: Group, kind: str, n_saes: int, where: str = "") -> Iterator[Callable[[int], None]]:
+    """While open, SAEs are measured in a pass; a function to be called with the tokens that were done just now."""
+    n_tokens = group.settings.n_random_tokens if kind == RANDOM_TOKENS else group.n_eval_tokens
+    what = f"{kind} on {where}" if where else kind
+    with outlook.doing(group.key, kind, n_tokens * n_saes, what) as note:
+        yield lambda n_tokens: note(n_tokens * n_saes)
+
+
+def _without_fakes(group: Group, results: Results) -> list[TrainedSae]:
+    """SAEs of which fake features were not counted on as many random tokens as are asked for."""
+    n, members = group.settings.n_random_tokens, converged(group.saes, results)
+    return [sae for sae in members if (results.saes[sae.key]["random_tokens"] or {}).get("n_drawn") != n]
 
 
 def _set_diverged(results: Results, key: tuple, is_diverged: bool) -> None:

@@ -17,6 +17,7 @@ import torch
 from sae_utils.comparison.agreement import compare_dictionaries, directions
 from sae_utils.comparison.floors import floor_of
 from sae_utils.comparison.matching import match_rows
+from sae_utils.comparison.outlook import MATCHING, Count, Outlook
 from sae_utils.comparison.results import PairKey, Results, pair_key
 from sae_utils.comparison.trained import TrainedSae
 from sae_utils.devices import is_here
@@ -92,6 +93,7 @@ def match_pairs(
     *,
     kinds: Collection[str] = tuple(KINDS),
     workers: Workers = ALONE,
+    outlook: Outlook | None = None,
 ) -> None:
     """Add the agreement of every two SAEs, all of them measured, to the results, where it is not known.
 
@@ -104,14 +106,22 @@ def match_pairs(
         device: Where this process computes.
         kinds: Names of `KINDS`.
         workers: The processes that share the work.
+        outlook: Is told how far it has got; None where nobody looks.
     """
+    outlook = outlook or Outlook()
     pairs = {pair.key: pair for pair in pairs_of(saes, kinds)}
     todo = workers.agree(_not_known(pairs, results) if workers.is_main else None)
-    mine, began = todo[workers.rank :: workers.n], time.monotonic()
-    for n_done, key in enumerate(mine):
-        about = f"{pairs[key]} (pair {n_done + 1} of {len(mine)}{_left(began, n_done, len(mine))})"
-        logger.info("matching %s", about)
-        match_pair(pairs[key], results, device)
+    mine = todo[workers.rank :: workers.n]
+    part_key, n_known = saes[0].eval_shape, sum(key in results.pairs for key in pairs)
+    part = outlook.part(part_key)
+    part.pairs = Count(n_known, n_known + len(mine))
+    part.left[MATCHING] = sum(work_of(pairs[key]) for key in mine)
+    for key in mine:
+        with outlook.doing(part_key, MATCHING, work_of(pairs[key]), f"matching {pairs[key]}") as note:
+            match_pair(pairs[key], results, device, on_look=lambda note=note: note(0))
+            note(work_of(pairs[key]))
+        part.pairs.n_done += 1
+    outlook.pause()
     workers.wait()
     if workers.is_main:
         for key in todo:
@@ -119,10 +129,17 @@ def match_pairs(
         results.save()
 
 
-def match_pair(pair: Pair, results: Results, device: torch.device) -> None:
-    """Match two SAEs, and write what came out beside the results."""
+def work_of(pair: Pair) -> int:
+    """How much work a pair is beside others."""
+    return pair.a.record["n_latents"] ** 2
+
+
+def match_pair(
+    pair: Pair, results: Results, device: torch.device, *, on_look: Callable[[], None] = lambda: None
+) -> None:
+    """Match two SAEs, and write what came out beside the results; `on_look` is called now and then meanwhile."""
     a, b = pair.a, pair.b
-    on_status = _now_and_then()
+    on_status = _now_and_then(on_look)
     sae_a, sae_b = (sae.load(device) for sae in (a, b))
     agreement = compare_dictionaries(
         directions(sae_a),
@@ -197,19 +214,13 @@ def _not_known(pairs: dict[PairKey, Pair], results: Results) -> list[PairKey]:
     return [pair.key for pair in wanted if not results.take_in_pair(pair.key, pair.fingerprints)]
 
 
-def _left(began: float, n_done: int, n: int) -> str:
-    """How long the rest will take, once there is one to tell by."""
-    if not n_done:
-        return ""
-    return f", about {(time.monotonic() - began) / n_done * (n - n_done) / 60:.1f} min left"
-
-
-def _now_and_then() -> Callable[[str], None]:
-    """A function that logs the lines it is given, but not more often than `STATUS_INTERVAL_SEC`."""
+def _now_and_then(on_look: Callable[[], None]) -> Callable[[str], None]:
+    """A function that logs the lines it is given, but not more often than `STATUS_INTERVAL_SEC`, and looks around."""
     last_sec = time.monotonic()
 
     def log(line: str) -> None:
         nonlocal last_sec
+        on_look()
         if time.monotonic() - last_sec > STATUS_INTERVAL_SEC:
             last_sec = time.monotonic()
             logger.info("  %s", line)

@@ -18,9 +18,10 @@ def comparison_config(results: Results, target: str) -> dict[str, Any]:
     Numbers that all of its SAEs share stand alone, otherwise there is a list of them.
     """
     saes = _of(target, results.saes.values())
-    found = {name: sorted({record[name] for record in saes}) for name in ("source", "n_latents", "k", "layer", "seed")}
+    found = {name: sorted({record[name] for record in saes}) for name in ("n_latents", "k", "layer", "seed")}
+    sources = sorted({record.get("dataset", record["source"]) for record in saes})
     shared = {name: found[name][0] if len(found[name]) == 1 else found[name] for name in ("n_latents", "k")}
-    return {"target": target, "sources": found["source"], **shared, "layers": found["layer"], "seeds": found["seed"]}
+    return {"target": target, "sources": sources, **shared, "layers": found["layer"], "seeds": found["seed"]}
 
 
 def comparison_tables(results: Results, target: str) -> dict[str, list[Row]]:
