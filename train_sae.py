@@ -355,11 +355,11 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         pairs = pairs_of_grid(cells, choice.seeds, args.pairs)
     if workers.is_main and (args.dry_run or not args.quiet):
         print(plan, flush=True)
+    if workers.is_main and args.dry_run and not args.eval_only:
+        print(describe_status(cells, choice.seeds, machines, checkpoints), flush=True)
     if workers.is_main and args.dry_run and not args.train_only:
         print(describe_pairs(pairs, device, workers.n), flush=True)
     if not args.eval_only:
-        if workers.is_main and args.dry_run:
-            print(describe_status(cells, choice.seeds, machines, checkpoints), flush=True)
         check_room(cells, choice.seeds, machines, checkpoints)
     if args.dry_run:
         return
