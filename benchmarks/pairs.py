@@ -55,6 +55,8 @@ class PlantedSae:
     layer: int = LAYER
     alike: tuple = ()
     """What tells it from SAEs that it is not compared with: nothing."""
+    eval_shape: tuple = ()
+    """What it is measured on: nothing."""
 
     @property
     def series(self) -> str:

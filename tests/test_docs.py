@@ -473,7 +473,7 @@ def test_settings_of_the_study_are_listed_with_their_defaults():
 def test_the_study_is_the_full_run_unless_told_otherwise():
     """One torchrun for each of the two commands of the README, with the same settings."""
     run_study(PATH=note_calls("torchrun"))
-    commands = commands_in(section_of(README, "## The full run"))[1:]
+    commands = commands_in(section_of(README, "## The full run"))[1:3]  # a dry run before, how a study grows behind
     for call, command in zip(noted_calls(), commands, strict=True):
         assert call[:5] == ["torchrun", "--standalone", "--nproc_per_node", "1", "--"]
         script, flags = script_and_flags(command)
