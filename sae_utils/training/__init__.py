@@ -26,5 +26,6 @@ parts:
     wandb_runs  W&B runs, started and added to
     comparison_runs  W&B runs of comparisons: tables, and an artefact
     wandb_login where W&B runs can go, found out first
+    model_card  what a hub shows of finished SAEs, made from their records
     finished    records of finished SAEs, and the step that publishes them
 """

@@ -5,6 +5,7 @@
                                 run.json                                 the full record
                                 metrics.jsonl                            losses of training, step by step
                                 wandb.json                               id of the W&B run
+                                README.md                                what a hub shows of them
                                 run_layers.<L>.json, metrics_..., wandb_...   the same of layers that were added later
 """
 
@@ -35,6 +36,7 @@ from sae_utils.sparse_coders import SparseCoder
 from sae_utils.training.cells import Cell
 from sae_utils.training.folders import CellFolders
 from sae_utils.training.machines import Machines
+from sae_utils.training.model_card import write_card
 from sae_utils.training.wandb_runs import RUN_FILE
 
 SaeKey = tuple[int, int]
@@ -152,6 +154,7 @@ def publish(
             continue
         write_json(staged / "config.json", config)
         write_record(staged / RUN_RECORD, run | {"checksums": checksum_files(staged, ["config.json", METRICS_FILE])})
+        write_card(staged)
         if final.exists():  # what --overwrite replaces stays until there is something in its place
             folders.previous_dir.mkdir(exist_ok=True)
             os.replace(final, folders.previous_dir / final.name)
@@ -166,6 +169,7 @@ def _add_to(final: Path, staged: Path, run: Mapping[str, Any]) -> None:
     names = {name: added_name(name, layers) for name in (METRICS_FILE, RUN_FILE)}
     for name, added in names.items():
         os.replace(staged / name, final / added)
+    write_card(final, added=run)
     write_record(
         final / added_name(RUN_RECORD, layers), run | {"checksums": checksum_files(final, [names[METRICS_FILE]])}
     )

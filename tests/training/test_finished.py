@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_model_card import a_run
 
 from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig
 from sae_utils.training.finished import TrainingTokens, make_record, publish, stage_sae
@@ -38,8 +39,8 @@ def stage_all() -> list[Path]:
 
 def test_every_seed_gets_a_whole_folder_of_its_own():
     """Losses of its own SAEs alone, whichever pass they were trained in."""
-    publish(FOLDERS, {seed: {"seed": seed} for seed in (0, 1)}, CONFIG, stage_all())
-    assert not FOLDERS.work_dir.exists()
+    publish(FOLDERS, {seed: a_run(7, seed=seed) for seed in (0, 1)}, CONFIG, stage_all())
+    assert list(FOLDERS.staged_dir(0).parent.iterdir()) == [], "what is left is removed by who has called"
     for seed, fvus in ((0, {64: 0.5, 128: 0.25}), (1, {64: 0.75})):
         folder = FOLDERS.seed_dir(seed)
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -57,7 +58,7 @@ def test_a_seed_that_was_published_before_the_kill_is_left_alone():
     metrics = stage_all()
     os.replace(FOLDERS.staged_dir(0), FOLDERS.seed_dir(0))
     before = sorted(FOLDERS.seed_dir(0).rglob("*"))
-    publish(FOLDERS, {0: {"seed": "again"}, 1: {"seed": 1}}, CONFIG, metrics)
+    publish(FOLDERS, {0: a_run(7, seed="again"), 1: a_run(7)}, CONFIG, metrics)
     assert sorted(FOLDERS.seed_dir(0).rglob("*")) == before
     assert (FOLDERS.seed_dir(1) / "run.json").exists()
 
