@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sae_utils.command_line import add_running_flags, make_parser, run_script
+from sae_utils.command_line import add_running_flags, add_sharing_flags, make_parser, run_script
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--n is, for passes on samples that have ended",
     )
     output.add_argument("--output_dir", type=Path, default=Path("datasets"), help="folder of the data sets")
+    add_sharing_flags(parser, what="every finished data set")
     add_running_flags(parser)
     return parser
 
@@ -81,6 +82,7 @@ def generate(args: argparse.Namespace) -> None:
     from sae_utils.generation.unsampled import describe_unsampled
     from sae_utils.progress import script_output
     from sae_utils.rates import tidy_rates
+    from sae_utils.sharing.upload import find_push
 
     with script_output(quiet=args.quiet or not find_launch().is_main):
         # 1. Check every setting and every model's configuration before anything large is loaded.
@@ -90,6 +92,7 @@ def generate(args: argparse.Namespace) -> None:
         device = choose_device(args.device, is_plan=args.dry_run)
         dtype = choose_dtype(args.dtype, device)
         workers = join_workers()
+        push = find_push(args.push_to_hub, is_public=args.public, is_plan=args.dry_run) if workers.is_main else None
         chosen = args.batch_size, device, dtype, args.overwrite, args.fixed_batches
         jobs = check_jobs(
             [GenerationJob(model, args.output_dir, settings, goal, *chosen) for model in args.models], workers
@@ -102,11 +105,21 @@ def generate(args: argparse.Namespace) -> None:
             if workers.is_main and args.dry_run:
                 print(describe_unsampled(job, workers.n), flush=True)
             job.check_room()
+        folders = [job.job.folder for job in jobs]
+        if push is not None:
+            planned = push.describe("dataset", folders)
+            if args.dry_run:
+                print(planned, flush=True)
         for job in [] if args.dry_run else jobs:
             outcome = run_job(job, workers, quiet=args.quiet)
             if workers.is_main:
                 print(outcome, flush=True)
                 tidy_rates(args.output_dir)
+
+        # 4. Send what is finished to the hub, if asked to.
+        if push is not None and not args.dry_run:
+            for outcome in push.send("dataset", folders, quiet=args.quiet):
+                print(outcome, flush=True)
     leave_workers()
 
 

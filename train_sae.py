@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_utils.command_line import add_running_flags, make_parser, run_script
+from sae_utils.command_line import add_running_flags, add_sharing_flags, make_parser, run_script
 
 if TYPE_CHECKING:  # their import takes seconds, which --help does not need
     import torch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # their import takes seconds, which --help does not need
     from sae_utils.comparison.results import Results
     from sae_utils.comparison.trained import Damaged, TrainedSae
     from sae_utils.distributed import Workers
+    from sae_utils.sharing.upload import PushChoice
     from sae_utils.sources.labelled import LabelledTexts
     from sae_utils.sources.packs import Packs
     from sae_utils.training.cells import Cell
@@ -212,6 +213,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto is online when logged in, offline when not",
     )
+    add_sharing_flags(parser, what="every finished folder of SAEs")
     add_running_flags(parser)
     return parser
 
@@ -311,6 +313,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     from sae_utils.comparison.whereabouts import Whereabouts, find_sources_of
     from sae_utils.devices import choose_dtype
     from sae_utils.rates import tidy_rates
+    from sae_utils.sharing.upload import find_push
     from sae_utils.sources.labelled import find_labelled
     from sae_utils.training.extension import check_can_extend
     from sae_utils.training.folders import Checkpoints
@@ -322,10 +325,11 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     from sae_utils.training.variants import name_variants
     from sae_utils.training.wandb_login import find_tracking
 
-    # 0. Folders and W&B: what cannot work there is said before anything is loaded.
+    # 0. Folders, W&B and the hub: what cannot work there is said before anything is loaded.
     check_places(args)
     names = args.wandb_mode, args.project_name, args.entity
     tracking = workers.agree(find_tracking(*names) if workers.is_main else None)
+    push = find_push(args.push_to_hub, is_public=args.public, is_plan=args.dry_run) if workers.is_main else None
 
     where = Whereabouts(
         args.datasets_dir, packs_of(args), whole_names(args, args.target_models), tuple(args.text_datasets)
@@ -341,6 +345,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         saes = told_apart(found)
         plan = f"{len(saes)} finished SAEs in {', '.join(map(str, folders))}"
         pairs = count_by_size(saes, args.pairs)
+        folders = list(dict.fromkeys(sae.folder.parent for sae in saes))
     else:
         choice, settings = grid_choice(args), training_settings(args)
         checkpoints = Checkpoints(args.checkpoint_dir, args.save_every, args.overwrite, args.keep_state)
@@ -353,12 +358,18 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         machines = find_machines(device, workers, **distribution)
         plan = describe_grid(cells, choice.seeds, machines, checkpoints.folder)
         pairs = pairs_of_grid(cells, choice.seeds, args.pairs)
+        each_cell = [checkpoints.of(cell.target.name, cell.source.name) for cell in cells]
+        folders = [of_cell.seed_dir(seed) for of_cell in each_cell for seed in choice.seeds]
     if workers.is_main and (args.dry_run or not args.quiet):
         print(plan, flush=True)
     if workers.is_main and args.dry_run and not args.eval_only:
         print(describe_status(cells, choice.seeds, machines, checkpoints), flush=True)
     if workers.is_main and args.dry_run and not args.train_only:
         print(describe_pairs(pairs, device, workers.n), flush=True)
+    if push is not None:
+        planned = push.describe("model", folders)
+        if args.dry_run:
+            print(planned, flush=True)
     if not args.eval_only:
         check_room(cells, choice.seeds, machines, checkpoints)
     if args.dry_run:
@@ -371,6 +382,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         if workers.is_main:
             tidy_rates(args.checkpoint_dir)
     if args.train_only:
+        send(push, saes, quiet=args.quiet)
         return
 
     # 3. Measure every SAE on every source and on random tokens.  4. Match them with each other, across seeds and
@@ -398,10 +410,11 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     results.save()
 
     # 5. Sum up: do features come back from another text as often as from the same one?  6. Report: figures, a page,
-    # tables, W&B.
+    # tables, W&B.  7. Send what is finished to the hub, if asked to.
     sum_up(results)
     results.save()
     report(results, saes, tracking, probed=labelled, exports_to=args.checkpoint_dir if args.export else None)
+    send(push, saes, damaged, quiet=args.quiet)
     check_none_left_out(damaged)
 
 
@@ -555,6 +568,29 @@ def send_to_wandb(results: "Results", saes: Sequence["TrainedSae"], tracking: "T
         Comparison(each, comparison_config(results, each), comparison_tables(results, each), files) for each in targets
     ]
     send_comparisons(tracking, results.folder, compared)
+
+
+def send(
+    push: "PushChoice | None", saes: Sequence["TrainedSae"], damaged: Sequence["Damaged"] = (), *, quiet: bool = False
+) -> None:
+    """Send the folders of finished SAEs to the hub, if they are to be; their cards are made anew of their records.
+
+    Raises:
+        InputError: If any could not be sent; what was left out before is said in the same line.
+    """
+    from sae_utils.errors import InputError
+    from sae_utils.training.model_card import write_card
+
+    if push is None:
+        return
+    folders = list(dict.fromkeys(sae.folder.parent for sae in saes))
+    try:
+        for folder in folders:
+            write_card(folder)
+        for outcome in push.send("model", folders, quiet=quiet):
+            print(outcome, flush=True)
+    except InputError as err:
+        raise InputError(" | ".join([str(err), *(each.reason for each in damaged)])) from err
 
 
 if __name__ == "__main__":

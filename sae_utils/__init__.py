@@ -8,9 +8,10 @@ One folder per step of a study, each with its own list of files, in the order in
     training      the target x source grid, on sparsify's trainer
     comparison    finished SAEs measured, and matched with each other
     report        results for people: tables, figures, a page
+    sharing       what is finished, sent to a hub and fetched from one
 
 Each of them knows only this folder and what stands above it in this list, and not even all of that: generation knows
-none of the others, and none knows generation. Here lies what several of them share:
+none of the others, and none knows generation, nor sharing. Here lies what several of them share:
 
     errors          the exception that reaches users as one line
     command_line    flags of both scripts, how help looks, how a script ends

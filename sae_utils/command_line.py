@@ -80,6 +80,25 @@ def add_running_flags(parser: argparse.ArgumentParser) -> None:
     running.add_argument("--quiet", action="store_true", help="print results, warnings and errors alone")
 
 
+def add_sharing_flags(parser: argparse.ArgumentParser, *, what: str) -> None:
+    """The flags that send what is finished to a hub: push_to_hub, public.
+
+    Args:
+        parser: The script's parser.
+        what: What is sent, in help.
+    """
+    sharing = parser.add_argument_group("sharing")
+    sharing.add_argument(
+        "--push_to_hub",
+        default=None,
+        metavar="ORG",
+        help=f"organisation or account of the Hugging Face hub to which {what} is sent, last of all",
+    )
+    sharing.add_argument(
+        "--public", action="store_true", help="let all see what is sent into new repositories; private otherwise"
+    )
+
+
 def run_script(
     parser: argparse.ArgumentParser,
     action: Callable[[argparse.Namespace], None],

@@ -42,6 +42,7 @@ MAY_KNOW = {
     "training": {"", "sources", "evaluation"},
     "comparison": {"", "sources", "evaluation"},
     "report": {"", "comparison.results"},
+    "sharing": {""},
 }
 """Whom the files of a wing may import, beside each other: wings, or single files of them."""
 

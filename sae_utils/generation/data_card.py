@@ -11,6 +11,11 @@ from sae_utils.generated_data import CARD_FILE
 _CARD = """---
 task_categories: [text-generation]
 tags: [sparse-autoencoder, synthetic, self-generated]
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data-*.arrow
 ---
 # {name}
 
@@ -35,6 +40,8 @@ carries the model's errors and biases.
 
 Columns: `id` (number of the sample in the stream), `text`, `input_ids` (the ids that were sampled, BOS first, EOS last
 where the model chose it), `num_tokens` (their number). `generation.json` has the full record.
+
+No licence is named: nothing here knows one. That of {model} says what may be done with its output.
 
 First sample:
 
