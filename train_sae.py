@@ -57,7 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="*",
         default=["pythia-1.4b"],
         metavar="MODEL",
-        help="models whose generated data sets are trained on; none at all if nothing follows",
+        help="models whose generated data sets are trained on, or hf://datasets/ORG/NAME for one on a hub; none at all "
+        "if nothing follows",
     )
     data = parser.add_argument_group("data")
     data.add_argument("--datasets_dir", type=Path, default=Path("datasets"), help="folder of the generated data sets")
@@ -313,6 +314,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     from sae_utils.comparison.whereabouts import Whereabouts, find_sources_of
     from sae_utils.devices import choose_dtype
     from sae_utils.rates import tidy_rates
+    from sae_utils.sharing.download import fetch, find_shared
     from sae_utils.sharing.upload import find_push
     from sae_utils.sources.labelled import find_labelled
     from sae_utils.training.extension import check_can_extend
@@ -353,6 +355,8 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
             check_can_extend(settings)
         distribution = {"distribute_modules": args.distribute_modules}
         check_shares(settings.batch_size, len(settings.layers), workers.n, **distribution)
+        for shared in find_shared(args.source_models) if workers.is_main else ():
+            fetch(shared, args.datasets_dir, quiet=args.quiet)
         cells = plan_grid(choice, settings, choose_dtype(args.dtype, device), device, workers)
         cells = name_variants(cells, checkpoints, workers, keep_at=args.keep_at)
         machines = find_machines(device, workers, **distribution)
@@ -467,6 +471,7 @@ def packs_of(args: argparse.Namespace) -> "Packs":
 def grid_choice(args: argparse.Namespace) -> "GridChoice":
     """What the flags say of targets, sources, seeds, latents and tokens."""
     from sae_utils.expansion import DictionarySize
+    from sae_utils.sharing.download import find_shared
     from sae_utils.sources.budget import TokenLimits
     from sae_utils.sources.catalog import SourceChoice
     from sae_utils.training.grid import GridChoice
@@ -483,6 +488,7 @@ def grid_choice(args: argparse.Namespace) -> "GridChoice":
             corpora=tuple(args.text_datasets),
             text_tokens=args.text_tokens,
             controls=tuple(args.controls),
+            fetched={shared.reference: shared.key for shared in find_shared(args.source_models)},
         ),
         n_seeds=args.num_seeds,
         size=DictionarySize(args.expansion_factor, args.num_latents),

@@ -55,7 +55,7 @@ class DamagedFileError(InputError):
 
     def __init__(self, path: Path, found: str, remedy: str) -> None:
         super().__init__(f"{path} is damaged ({found}); {remedy}")
-        self.path = path
+        self.path, self.found = path, found
 
 
 class Record(dict):

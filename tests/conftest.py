@@ -252,8 +252,16 @@ def offline(monkeypatch, tmp_path):
 def hub(monkeypatch, tmp_path) -> Iterator[Hub]:
     """An empty hub on this machine, at which this process is logged in."""
     with running(Hub({}, tmp_path / "hub")) as hub:
-        for name, value in (("ENDPOINT", hub.address), ("HF_HUB_OFFLINE", False), ("HF_HUB_DISABLE_XET", True)):
-            monkeypatch.setattr(constants, name, value)  # read from the environment when the library was imported
+        read_on_import = {
+            "ENDPOINT": hub.address,
+            "HUGGINGFACE_CO_URL_TEMPLATE": constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(
+                constants.ENDPOINT, hub.address
+            ),
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+        }
+        for name, value in read_on_import.items():
+            monkeypatch.setattr(constants, name, value)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub

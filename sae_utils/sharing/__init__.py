@@ -7,4 +7,5 @@ here. Its files:
     repositories    which folder is which repository, and which of its files belong into it
     login           may we write there? found out before anything is loaded
     upload          what is not there yet is sent, in one commit
+    download        a data set fetched whole, to be one that lies here
 """

@@ -45,7 +45,8 @@ class Repository:
 
     def is_ours(self, name: str) -> bool:
         """Whether a file of this name, seen from the folder or the repository, is one that we would have written."""
-        return any(fnmatchcase(name, pattern) for pattern in FILES[self.kind])
+        patterns = (each for each in FILES[self.kind] if each.count("/") == name.count("/"))
+        return any(fnmatchcase(name, pattern) for pattern in patterns)
 
     @property
     def is_finished(self) -> bool:

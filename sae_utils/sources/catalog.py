@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +53,7 @@ class SourceChoice:
     """Where packed sequences are kept."""
 
     models: tuple[str, ...] = ()
-    """Hub ids or folders of the models whose generated data sets are taken."""
+    """Hub ids or folders of the models whose generated data sets are taken, and references to such data sets."""
 
     seed: int = 4
     """Seed that these were generated with."""
@@ -73,14 +73,21 @@ class SourceChoice:
     controls: tuple[str, ...] = ()
     """Controls that are made of every source."""
 
+    fetched: Mapping[str, DatasetKey] = field(default_factory=dict)
+    """Data sets that those references are to, which have a seed, temperature and nucleus mass of their own."""
+
     def __post_init__(self) -> None:
-        names = [short_name(model) for model in self.models] + [corpus_name(each) for each in self.corpora]
+        names = [self.key_of(model).model for model in self.models] + [corpus_name(each) for each in self.corpora]
         check_distinct(names, "--source_models and --text_datasets")
         if SHUFFLED in self.controls:
             check_distinct(names + list(map(control_name, names)), "--source_models, --text_datasets and --controls")
         check_positive(text_tokens=self.text_tokens)
         if not names:
             raise InputError("nothing to train on: --source_models is empty and no --text_datasets are given")
+
+    def key_of(self, model: str) -> DatasetKey:
+        """Which data set is taken of a model, or by a reference."""
+        return self.fetched.get(model) or DatasetKey(short_name(model), self.seed, self.temperature, self.top_p)
 
 
 def check_distinct(names: Sequence[str], flag: str) -> None:
@@ -103,12 +110,7 @@ def find_sources(choice: SourceChoice, ruler: Ruler) -> list[Source]:
     Raises:
         InputError: If one is missing or cannot be read.
     """
-    generated = [
-        find_source(
-            choice.datasets_dir, DatasetKey(short_name(model), choice.seed, choice.temperature, choice.top_p), model
-        )
-        for model in choice.models
-    ]
+    generated = [find_source(choice.datasets_dir, choice.key_of(model), model) for model in choice.models]
     n_tokens = choice.text_tokens
     if n_tokens is None and generated:
         n_tokens = math.ceil(min(source.n_tokens for source in generated) * (1 + MARGIN))
