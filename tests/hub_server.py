@@ -19,18 +19,19 @@ LFS_ENDINGS = (".arrow", ".safetensors")
 
 ATTRIBUTES = "".join(f"*{ending} filter=lfs diff=lfs merge=lfs -text\n" for ending in LFS_ENDINGS)
 
-Path_ = tuple[str, str]
+Key = tuple[str, str]
+"""A repository: `models` or `datasets`, and its id."""
 
 
 class Hub(ThreadingHTTPServer):
     """The server. A repository is a folder, under its kind (`models` or `datasets`) and id."""
 
-    def __init__(self, folders: dict[Path_, Path], root: Path) -> None:
+    def __init__(self, folders: dict[Key, Path], root: Path) -> None:
         """Serve repositories, and take new ones below `root`."""
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folders, self.root = folders, root
         self.account: dict[str, Any] = ACCOUNT
-        self.visibility: dict[Path_, str] = {}
+        self.visibility: dict[Key, str] = {}
         self.titles: dict[tuple[str, str, str], str] = {}
         self.objects: dict[str, bytes] = {}
         self.commits: list[str] = []
@@ -124,7 +125,10 @@ class _Handler(BaseHTTPRequestHandler):
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
     def _whoami(self) -> None:
-        self._send_json(*(({"type": "user", **self.server.account},) if self._is_known() else ({"error": "no"}, 401)))
+        if self._is_known():
+            self._send_json({"type": "user", **self.server.account})
+        else:
+            self._send_json({"error": "no"}, 401)
 
     def _create(self) -> None:
         asked = json.loads(self.body)

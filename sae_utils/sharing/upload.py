@@ -109,7 +109,7 @@ def send(repository: Repository, *, is_public: bool) -> str:
     with asking_the_hub(f"{repository.id} could not be sent"):
         there = files_there(api, repository)
         if there is None:
-            api.create_repo(repository.id, repo_type=repository.kind, private=not is_public)
+            api.create_repo(repository.id, repo_type=repository.kind, private=not is_public, exist_ok=True)
             there = {}
         changed = {name: path for name, path in files.items() if not is_same(there.get(name), path)}
         if CARD_FILE in changed and is_edited(api, repository, there):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from huggingface_hub import DatasetCard, ModelCard, constants
-from test_cli import TRAIN, all_bytes, generate, refused
+from test_cli import TRAIN, all_bytes, generate, refused, train
 
 import generate_datasets
 import train_sae
@@ -177,6 +177,23 @@ def test_a_damaged_data_set_is_not_sent(hub, tiny, capsys):
 
 
 # what is refused, and when
+
+
+def test_what_was_left_out_is_said_beside_what_was_not_sent(hub, tiny, capsys):
+    """Whoever mends one of them and looks no further would miss the other."""
+    generate("--num_tokens", "1500")
+    train("--num_seeds", "2")
+    (SAES.with_name("tiny_from_tiny_seed_1") / "run.json").write_text("cut")
+    compare = ["--eval_only", "--random_tokens", "500", "--quiet", "--push_to_hub", "somebody"]
+    hub.before = lambda call: 403 if "/tree/" in call else None
+    error = refused(capsys, train_sae.main, compare)
+    assert "all else is done: somebody/tiny_from_tiny_seed_0 could not be sent: this login has no right to" in error
+    assert "| checkpoints/tiny_from_tiny_seed_1/run.json is damaged" in error
+    assert Path("results/report.html").exists()
+    hub.before = lambda call: None
+    error = refused(capsys, train_sae.main, compare)
+    assert "left out, all others are measured: checkpoints/tiny_from_tiny_seed_1/run.json is damaged" in error
+    assert arrived(hub) == sent()
 
 
 def test_a_missing_login_is_found_before_anything_is_loaded(hub, tiny, capsys, monkeypatch):
