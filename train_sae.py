@@ -347,7 +347,8 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         saes = told_apart(found)
         plan = f"{len(saes)} finished SAEs in {', '.join(map(str, folders))}"
         pairs = count_by_size(saes, args.pairs)
-        folders = list(dict.fromkeys(sae.folder.parent for sae in saes))
+        there = dict.fromkeys(sae.folder.parent for sae in found)
+        finished = [folder for folder in there if folder.parent == args.checkpoint_dir]
     else:
         choice, settings = grid_choice(args), training_settings(args)
         checkpoints = Checkpoints(args.checkpoint_dir, args.save_every, args.overwrite, args.keep_state)
@@ -362,8 +363,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         machines = find_machines(device, workers, **distribution)
         plan = describe_grid(cells, choice.seeds, machines, checkpoints.folder)
         pairs = pairs_of_grid(cells, choice.seeds, args.pairs)
-        each_cell = [checkpoints.of(cell.target.name, cell.source.name) for cell in cells]
-        folders = [of_cell.seed_dir(seed) for of_cell in each_cell for seed in choice.seeds]
+        finished = [checkpoints.of(cell).seed_dir(seed) for cell in cells for seed in choice.seeds]
     if workers.is_main and (args.dry_run or not args.quiet):
         print(plan, flush=True)
     if workers.is_main and args.dry_run and not args.eval_only:
@@ -371,7 +371,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     if workers.is_main and args.dry_run and not args.train_only:
         print(describe_pairs(pairs, device, workers.n), flush=True)
     if push is not None:
-        planned = push.describe("model", folders)
+        planned = push.describe("model", finished)
         if args.dry_run:
             print(planned, flush=True)
     if not args.eval_only:
@@ -386,7 +386,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         if workers.is_main:
             tidy_rates(args.checkpoint_dir)
     if args.train_only:
-        send(push, saes, quiet=args.quiet)
+        send(push, finished, quiet=args.quiet)
         return
 
     # 3. Measure every SAE on every source and on random tokens.  4. Match them with each other, across seeds and
@@ -418,7 +418,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     sum_up(results)
     results.save()
     report(results, saes, tracking, probed=labelled, exports_to=args.checkpoint_dir if args.export else None)
-    send(push, saes, damaged, quiet=args.quiet)
+    send(push, finished, damaged, quiet=args.quiet)
     check_none_left_out(damaged)
 
 
@@ -577,7 +577,7 @@ def send_to_wandb(results: "Results", saes: Sequence["TrainedSae"], tracking: "T
 
 
 def send(
-    push: "PushChoice | None", saes: Sequence["TrainedSae"], damaged: Sequence["Damaged"] = (), *, quiet: bool = False
+    push: "PushChoice | None", folders: Sequence[Path], damaged: Sequence["Damaged"] = (), *, quiet: bool = False
 ) -> None:
     """Send the folders of finished SAEs to the hub, if they are to be; their cards are made anew of their records.
 
@@ -589,7 +589,6 @@ def send(
 
     if push is None:
         return
-    folders = list(dict.fromkeys(sae.folder.parent for sae in saes))
     try:
         for folder in folders:
             write_card(folder)

@@ -27,7 +27,14 @@ def make_saes(folder: Path = SAES, **changes: bytes) -> Path:
     """Files as they lie in a finished folder, and what lies there and is nobody else's business."""
     files = {"run.json": b"{}", "config.json": b"{}", "metrics.jsonl": b"", "README.md": b"# SAEs\n"}
     files |= {"layers.7/cfg.json": b"{}", "layers.7/sae.safetensors": bytes(range(256)) * 40}
-    others = {"wandb.json": b"{}", "writing_run.json": b"", "notes.txt": b"", ".locks/a.lock": b""}
+    files |= {"run_layers.9.json": b"{}", "metrics_layers.9.jsonl": b""}
+    others = {
+        "wandb.json": b"{}",
+        "wandb_layers.9.json": b"{}",
+        "writing_run.json": b"",
+        "notes.txt": b"",
+        ".locks/a.lock": b"",
+    }
     for name, data in {**files, **others, **changes}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
@@ -36,7 +43,7 @@ def make_saes(folder: Path = SAES, **changes: bytes) -> Path:
 
 def sent(folder: Path = SAES) -> dict[str, bytes]:
     """What of them is to arrive."""
-    left_out = ("wandb.json", "writing_run.json", "notes.txt", ".locks/a.lock")
+    left_out = ("wandb.json", "wandb_layers.9.json", "writing_run.json", "notes.txt", ".locks/a.lock")
     return {name: data for name, data in all_bytes(folder).items() if name not in left_out}
 
 
@@ -97,23 +104,23 @@ for row in load_dataset("somebody/tiny_42_1.0_0.9", split="train"):
 
 def test_nothing_else_leaves_this_machine(hub):
     make_saes()
-    assert push() == f"{hub.address}/somebody/tiny_from_tiny_seed_0: sent 6 of 6 files, 0.0 MB"
+    assert push() == f"{hub.address}/somebody/tiny_from_tiny_seed_0: sent 8 of 8 files, 0.0 MB"
     assert arrived(hub) == sent()
 
 
 def test_only_what_has_changed_is_sent_and_what_is_gone_is_removed(hub):
     """Else a record would stand beside weights of another time."""
-    make_saes(**{"run_layers.9.json": b"{}"})
+    make_saes()
     push()
     make_saes(**{"config.json": b"[]", "README.md": b"# Others\n"})
     (SAES / "run_layers.9.json").unlink()
     (hub.root / "models/somebody/tiny_from_tiny_seed_0/LICENSE").write_text("of somebody")
     hub.calls.clear()
-    assert "sent 2 of 6 files" in push()
+    assert "sent 2 of 7 files" in push()
     assert not any(call.startswith("PUT") for call in hub.calls)
     assert arrived(hub) == sent() | {"LICENSE": b"of somebody"}
     make_saes(**{"layers.7/sae.safetensors": bytes(reversed(range(256))) * 40})
-    assert "sent 3 of 6 files" in push()
+    assert "sent 4 of 8 files" in push()
     assert arrived(hub) == sent() | {"LICENSE": b"of somebody"}
 
 
@@ -123,7 +130,7 @@ def test_a_card_that_was_edited_on_the_hub_stays(hub, caplog):
     push()
     hub.edit("models", "somebody/tiny_from_tiny_seed_0", "README.md", "---\nlicense: mit\n---\n")
     make_saes(**{"run.json": b"[]", "README.md": b"# Others\n"})
-    assert "sent 1 of 6 files" in push()
+    assert "sent 1 of 8 files" in push()
     assert arrived(hub)["README.md"] == b"---\nlicense: mit\n---\n"
     assert "its README.md was edited there, and is left as it is" in caplog.text
 
@@ -162,7 +169,7 @@ def test_one_that_fails_does_not_keep_others_from_being_sent(hub):
     hub.before = lambda call: 500 if "seed_1/commit" in call else None
     lines = PUSH.send("model", folders, quiet=True)
     assert [next(lines), next(lines)] == [
-        f"{hub.address}/somebody/tiny_from_tiny_seed_{seed}: sent 6 of 6 files, 0.0 MB" for seed in (0, 2)
+        f"{hub.address}/somebody/tiny_from_tiny_seed_{seed}: sent 8 of 8 files, 0.0 MB" for seed in (0, 2)
     ]
     with pytest.raises(InputError, match=r"all else is done: somebody/tiny_from_tiny_seed_1 could not be sent \(500"):
         next(lines)

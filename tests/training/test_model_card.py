@@ -134,7 +134,7 @@ def test_a_finished_folder_has_its_card_and_the_code_on_it_runs(tiny, monkeypatc
     assert f'"{exported}"' in in_saelens
     (command,) = commands_in(text)
     asked = train_sae.build_parser().parse_args(script_and_flags(command)[1])
-    assert (asked.checkpoint_dir, asked.export, asked.eval_only) == (Path("checkpoints"), "saelens", True)
+    assert (asked.checkpoint_dir, asked.export, asked.eval_only) == ([Path("checkpoints")], "saelens", True)
 
     Path("checkpoints/tiny").symlink_to(tiny.resolve())
     monkeypatch.chdir("checkpoints")
