@@ -386,7 +386,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         if workers.is_main:
             tidy_rates(args.checkpoint_dir)
     if args.train_only:
-        send(push, finished, quiet=args.quiet)
+        send_to_hub(push, finished, quiet=args.quiet)
         return
 
     # 3. Measure every SAE on every source and on random tokens.  4. Match them with each other, across seeds and
@@ -418,7 +418,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     sum_up(results)
     results.save()
     report(results, saes, tracking, probed=labelled, exports_to=args.checkpoint_dir if args.export else None)
-    send(push, finished, damaged, quiet=args.quiet)
+    send_to_hub(push, finished, damaged, quiet=args.quiet)
     check_none_left_out(damaged)
 
 
@@ -576,7 +576,7 @@ def send_to_wandb(results: "Results", saes: Sequence["TrainedSae"], tracking: "T
     send_comparisons(tracking, results.folder, compared)
 
 
-def send(
+def send_to_hub(
     push: "PushChoice | None", folders: Sequence[Path], damaged: Sequence["Damaged"] = (), *, quiet: bool = False
 ) -> None:
     """Send the folders of finished SAEs to the hub, if they are to be; their cards are made anew of their records.
