@@ -55,16 +55,10 @@ def next_job(
         InputError: If something there was made with other settings, or is not ours.
     """
     _check_are_ours(folders, seeds)
-    wanted = tuple(identity["layers"])
     if overwrite:
-        return Job(wanted, tuple(seeds))
+        return Job(tuple(identity["layers"]), tuple(seeds))
     begun = read_plan(folders) if folders.settings_path.exists() else None
-    is_replacing = bool(begun and begun.get("replaces_finished"))
-    if is_replacing and not differing_settings(_shared(begun["settings"]), _shared(identity)):
-        missing = dict.fromkeys(seeds, wanted)  # --overwrite was given, and stopped
-    else:
-        missing = {seed: _missing_layers(folders, identity, seed) for seed in seeds}
-    missing = {seed: layers for seed, layers in missing.items() if layers}
+    missing = _missing(folders, identity, seeds, begun)
     if not missing:
         return None
     if begun is None:
@@ -90,7 +84,8 @@ def jobs_from_nothing(
     """
     if overwrite:
         return [Job(tuple(identity["layers"]), tuple(seeds))]
-    return _jobs_of({seed: _missing_layers(folders, identity, seed) for seed in seeds})
+    begun = read_plan(folders) if folders.settings_path.exists() else None
+    return _jobs_of(_missing(folders, identity, seeds, begun))
 
 
 def is_of(cell: Cell, plan: Record) -> bool:
@@ -132,9 +127,20 @@ def write_plan(
     write_record(path, about)
 
 
+def _missing(
+    folders: CellFolders, identity: Mapping[str, Any], seeds: Sequence[int], begun: Record | None
+) -> dict[int, tuple[int, ...]]:
+    """Layers that are left to do, by seed; all that are asked for, if what stands is being replaced."""
+    is_replacing = bool(begun and begun.get("replaces_finished"))
+    if is_replacing and not differing_settings(_shared(begun["settings"]), _shared(identity)):
+        return dict.fromkeys(seeds, tuple(identity["layers"]))  # --overwrite was given, and stopped
+    missing = {seed: _missing_layers(folders, identity, seed) for seed in seeds}
+    return {seed: layers for seed, layers in missing.items() if layers}
+
+
 def _jobs_of(missing: Mapping[int, tuple[int, ...]]) -> list[Job]:
     """Seeds that lack the same layers together; of each seed, the layers it lacks."""
-    lacks = dict.fromkeys(layers for layers in missing.values() if layers)
+    lacks = dict.fromkeys(missing.values())
     return [Job(layers, tuple(seed for seed in missing if missing[seed] == layers)) for layers in lacks]
 
 
