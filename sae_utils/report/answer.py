@@ -95,11 +95,14 @@ def caution_sentence(findings: Findings) -> str | None:
 
 
 def unequal_sentence(findings: Findings) -> str | None:
-    """Where SAEs of a target and layer were trained on different amounts; None if nowhere, as within every grid."""
+    """Where SAEs of a target and layer were trained on different amounts; None if nowhere, as within every grid.
+
+    Those that stand under names of their own for another budget are not meant.
+    """
     unequal = [
         findings.group_label(target, layer)
         for target, layer, members in findings.groups
-        if len({sae.get("n_train_tokens") for each in members for sae in each.saes}) > 1
+        if _differs({(sae.get("variant", ""), sae.get("n_train_tokens")) for each in members for sae in each.saes})
     ]
     if not unequal:
         return None
@@ -162,3 +165,12 @@ def _count(comparison: Comparison) -> str:
     """How many features that is; a mean over pairs, rounded."""
     n_latents = comparison.pairs[0]["n_latents"]
     return f"{round(_sfr(comparison) * n_latents):,} of {n_latents:,}"
+
+
+def _differs(amounts: set[tuple[str, int | None]]) -> bool:
+    """Whether SAEs of one variant were trained on several amounts.
+
+    >>> _differs({("", 640), ("k_64", 640), ("tokens_1280", 1280)}), _differs({("", 640), ("", 1280)})
+    (False, True)
+    """
+    return len(amounts) > len({variant for variant, _ in amounts})

@@ -187,7 +187,7 @@ def draw_over(
 ) -> None:
     """Means over a number on a log scale, with the lowest and the highest; a line comes with its colour.
 
-    The axis of a share goes from 0 to 1, any other from 0.
+    The axis of a share goes from 0 to 1, any other from 0, or from what is lower.
     """
     for points, colour in lines:
         xs, spreads = [x for x, _ in points], [spread for _, spread in points]
@@ -199,7 +199,8 @@ def draw_over(
     ticks = sorted({x for points, _ in lines for x, _ in points})
     ax.set_xticks(ticks, [short_count(x) for x in ticks])
     ax.minorticks_off()
-    ax.set_ylim(0, 1 if is_share else None)
+    lowest = min(each.low for points, _ in lines for _, each in points)
+    ax.set_ylim(*((0, 1) if is_share else (min(0.0, lowest), None)))
     ax.grid(axis="y")
     ax.set_xlabel(x_label)
     ax.set_ylabel(y_label)

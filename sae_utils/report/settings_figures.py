@@ -20,10 +20,10 @@ WIDTH = 4.6
 
 def agreement_over_tokens(findings: Findings) -> Chart | None:
     """Agreement of seeds over training tokens, where SAEs of several budgets are there; two panels a layer."""
+    groups, colours = _lines(findings, "tokens", _n_tokens)
     panels = []
-    for target, layer, members in findings.groups:
-        lines = lines_over(members, "tokens", _n_tokens)
-        for measure, name in NAMES.items() if lines else ():
+    for target, layer, lines in groups:
+        for measure, name in NAMES.items():
             points = [
                 [(_n_tokens(each), spread) for each in line if (spread := each.of_pairs(measure))] for _, line in lines
             ]
@@ -31,7 +31,7 @@ def agreement_over_tokens(findings: Findings) -> Chart | None:
             if any(len(each) > 1 for each in points):
                 draw = partial(
                     plots.draw_over,
-                    lines=list(zip(points, _colours(findings, lines, "tokens"), strict=True)),
+                    lines=[(own, colours[line]) for own, (line, _) in zip(points, lines, strict=True)],
                     floor=floor and floor.mean,
                     x_label="training tokens (log scale)",
                     y_label=name,
@@ -40,15 +40,15 @@ def agreement_over_tokens(findings: Findings) -> Chart | None:
                 words = f"{name} of seeds over training tokens, {target}, layer {layer}: {_said(lines, points)}"
                 title = f"{name}, {findings.group_label(target, layer)}"
                 panels.append(Panel(title, draw, words, (WIDTH, 2.4)))
-    return make_chart("agreement_over_tokens", panels, [*_keys(findings, "tokens"), _UNTRAINED], n_columns=2)
+    return make_chart("agreement_over_tokens", panels, [*_keys(colours), _UNTRAINED], n_columns=2)
 
 
 def quality_over_l0(findings: Findings) -> Chart | None:
     """FVU and CE recovered over active latents per token, where SAEs of several k are there; two panels a layer."""
+    groups, colours = _lines(findings, "k", lambda each: each.saes[0]["k"])
     panels = []
-    for target, layer, members in findings.groups:
-        lines = lines_over(members, "k", lambda each: each.saes[0]["k"])
-        for name, label in (("fvu", "FVU (no unit)"), ("ce_recovered", "CE recovered (share)")) if lines else ():
+    for target, layer, lines in groups:
+        for name, label in (("fvu", "FVU (no unit)"), ("ce_recovered", "CE recovered (share)")):
             points = [
                 [(l0.mean, spread) for each in line if (l0 := _own(each, "l0")) and (spread := _own(each, name))]
                 for _, line in lines
@@ -56,7 +56,7 @@ def quality_over_l0(findings: Findings) -> Chart | None:
             if any(len(each) > 1 for each in points):
                 draw = partial(
                     plots.draw_over,
-                    lines=list(zip(points, _colours(findings, lines, "k"), strict=True)),
+                    lines=[(own, colours[line]) for own, (line, _) in zip(points, lines, strict=True)],
                     floor=None,
                     x_label="active latents per token, L0 (log scale)",
                     y_label=label,
@@ -65,7 +65,7 @@ def quality_over_l0(findings: Findings) -> Chart | None:
                 words = f"{label} over active latents, {target}, layer {layer}: {_said(lines, points)}"
                 title = f"{label.partition(' (')[0]}, {findings.group_label(target, layer)}"
                 panels.append(Panel(title, draw, words, (WIDTH, 2.4)))
-    return make_chart("quality_over_l0", panels, _keys(findings, "k"), n_columns=2)
+    return make_chart("quality_over_l0", panels, _keys(colours), n_columns=2)
 
 
 def lines_over(members: Sequence[Comparison], setting: str, value: Callable[[Comparison], int]) -> list[Line]:
@@ -107,20 +107,22 @@ def _own(comparison: Comparison, name: str) -> Spread | None:
     return comparison.of_evaluations(name, comparison.dataset)
 
 
-def _colours(findings: Findings, lines: Sequence[Line], setting: str) -> list[str]:
-    """Colours of lines, the same in every panel."""
-    return [_names(findings, setting)[name] for name, _ in lines]
+def _lines(
+    findings: Findings, setting: str, value: Callable[[Comparison], int]
+) -> tuple[list[tuple[str, int, list[Line]]], dict[str, str]]:
+    """Target, layer and lines of those that have any; and the colour of every line, the same in all panels."""
+    groups = [
+        (target, layer, lines)
+        for target, layer, members in findings.groups
+        if (lines := lines_over(members, setting, value))
+    ]
+    names = dict.fromkeys(name for _, _, lines in groups for name, _ in lines)
+    return groups, {name: SERIES[i % len(SERIES)] for i, name in enumerate(names)}
 
 
-def _names(findings: Findings, setting: str) -> dict[str, str]:
-    """Colours of all that a line may be of, by name."""
-    names = dict.fromkeys(name_without(source, setting) for source in findings.sources)
-    return {name: SERIES[i % len(SERIES)] for i, name in enumerate(names)}
-
-
-def _keys(findings: Findings, setting: str) -> list[Key]:
+def _keys(colours: dict[str, str]) -> list[Key]:
     """Legend of the lines."""
-    return [Key(name, colour) for name, colour in _names(findings, setting).items()]
+    return [Key(name, colour) for name, colour in colours.items()]
 
 
 def _said(lines: Sequence[Line], points: Sequence[Sequence[tuple[float, Spread]]]) -> str:

@@ -58,6 +58,12 @@ def test_what_is_drawn_is_what_the_results_say(results):
     assert [x for x, _ in points] == sorted([findings.comparisons[0].of_evaluations("l0").mean, 64.0])
 
 
+def test_the_legend_has_what_is_drawn_and_nothing_else(results):
+    findings = read_findings(results)
+    assert [key.label for key in agreement_over_tokens(findings).legend] == ["tiny-model", "untrained"]
+    assert [key.label for key in quality_over_l0(findings).legend] == ["tiny-model"]
+
+
 def test_they_are_on_the_page_and_nowhere_without_such_saes(results, tmp_path):
     names = {chart.name for chart in make_charts(read_findings(results))}
     assert {"agreement_over_tokens", "quality_over_l0"} <= names
