@@ -120,6 +120,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     saes = parser.add_argument_group("sparse autoencoders")
     saes.add_argument("--layers", type=int, nargs="+", default=[7, 15], help="decoder layers to encode, counted from 0")
+    saes.add_argument(
+        "--hookpoint",
+        nargs="+",
+        choices=["residual", "mlp_out", "attn_out"],
+        default=["residual"],
+        help="what of a layer is encoded: its output, which is the residual stream, or that of its MLP or attention; "
+        "each gets SAEs of its own",
+    )
     saes.add_argument("--num_seeds", type=int, default=2, help="SAEs per layer, from seeds 0 .. num_seeds-1")
     saes.add_argument("--k", type=int, default=32, help="latents that may be active on a token")
     saes.add_argument(
@@ -358,7 +366,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         check_shares(settings.batch_size, len(settings.layers), workers.n, **distribution)
         for shared in find_shared(args.source_models) if workers.is_main else ():
             fetch(shared, args.datasets_dir, quiet=args.quiet)
-        cells = plan_grid(choice, settings, choose_dtype(args.dtype, device), device, workers)
+        cells = plan_grid(choice, settings, choose_dtype(args.dtype, device), device, workers, args.hookpoint)
         cells = name_variants(cells, checkpoints, workers, keep_at=args.keep_at)
         machines = find_machines(device, workers, **distribution)
         plan = describe_grid(cells, choice.seeds, machines, checkpoints.folder)
@@ -427,7 +435,7 @@ def pairs_of_grid(cells: "Sequence[Cell]", seeds: Sequence[int], kinds: Sequence
     from sae_utils.comparison.pairs import count_pairs
 
     counts: dict[tuple[int, int], int] = {}
-    alike = [(cell.target.name, cell.budget.n_train_tokens) for cell in cells]
+    alike = [(cell.target.name, cell.budget.n_train_tokens, cell.settings.hookpoint) for cell in cells]
     for one in dict.fromkeys(alike):
         members = [cell for cell, each in zip(cells, alike, strict=True) if each == one]
         size = members[0].target.d_model, members[0].target.n_latents

@@ -12,7 +12,11 @@ from sae_utils.errors import InputError
 
 RECORDED_PACKAGES = ("torch", "transformers", "datasets", "eai-sparsify", "numpy", "safetensors", "wandb")
 
+LATER_SETTINGS = {"hookpoint": "residual"}
+"""Settings that records of earlier versions lack, with what these did."""
+
 SIDE_BY_SIDE = {
+    "hookpoint": "hook",
     "k": "k",
     "num_latents": "latents",
     "optimizer": "optimizer",
@@ -31,6 +35,7 @@ def differing_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]
     >>> differing_settings({"k": 32, "lr": None}, {"k": 64, "lr": None})
     ['k was 32 and is now 64']
     """
+    before, now = LATER_SETTINGS | before, LATER_SETTINGS | now
     names = list(dict.fromkeys([*before, *now]))
     return [
         f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
@@ -57,6 +62,7 @@ def variant_name(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | Non
     >>> variant_name({"k": 32, "ctx_len": 64}, {"k": 64, "ctx_len": 128}) is None
     True
     """
+    before, now = LATER_SETTINGS | before, LATER_SETTINGS | now
     differing = {name for name in [*before, *now] if before.get(name) != now.get(name)} - {"layers"}
     if "exclude" in differing:
         differing -= {"excluded_ids"}

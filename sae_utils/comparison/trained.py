@@ -19,6 +19,7 @@ from sae_utils.files import (
     removal,
 )
 from sae_utils.paths import RUN_RECORD, run_files, seed_dir, series_name
+from sae_utils.records import LATER_SETTINGS
 from sae_utils.sources.joining import PACKING_RULE
 from sae_utils.sparse_coders import SparseCoder
 
@@ -100,7 +101,7 @@ class TrainedSae:
 
         All that decides the weights but the source and the seed.
         """
-        settings = self.run["settings"]
+        settings = LATER_SETTINGS | self.run["settings"]
         return tuple((name, str(settings[name])) for name in sorted(set(settings) - OWN_SETTINGS))
 
     def load(self, device: torch.device) -> SparseCoder:

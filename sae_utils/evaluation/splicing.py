@@ -159,9 +159,9 @@ def measure_splices(
         `_interval` behind them: theirs, over sequences. `ce_by_position`: by bin of positions, see there.
 
     Raises:
-        InputError: If an SAE reads something other than a decoder layer.
+        InputError: If an SAE reads something other than a decoder layer or a module right inside one.
     """
-    layers_to = {name: find_layers(model)[1][: layer_index(model, name) + 1] for name in hooked_layers(saes)}
+    layers_to = {name: layers_up_to(model, name) for name in hooked_layers(saes)}
     losses: dict[tuple[str, Hashable], Losses] = defaultdict(Losses)
     is_resumed: dict[str, bool] = {}
     clean_of: dict[str, str] = {}
@@ -178,7 +178,8 @@ def measure_splices(
             if clean_of[hookpoint] == hookpoint:
                 losses["clean", hookpoint].add(clean, clean, ids, is_counted)
             if hookpoint not in is_resumed:
-                is_resumed[hookpoint] = can_resume(model, layers, ids, output, clean)
+                is_layer = len(layers) > 1 or layers[0] in find_layers(model)[1]
+                is_resumed[hookpoint] = is_layer and can_resume(model, layers, ids, output, clean)
             for key, replacement in replacements(hookpoint, activations, saes, mean_activations[hookpoint], kept):
                 new_output = with_activation(output, replacement)
                 with replaced_output(layers, new_output, is_resumed=is_resumed[hookpoint]):
@@ -214,17 +215,26 @@ def replacements(
             yield ("sae", key), encode(sae, activations, kept).x_hat.to(activations.dtype).view_as(activations)
 
 
-def layer_index(model: PreTrainedModel, hookpoint: str) -> int:
-    """Which decoder layer a name inside `model.base_model` is, from 0.
+def layers_up_to(model: PreTrainedModel, hookpoint: str) -> Sequence[nn.Module]:
+    """The decoder layers up to one, by its name inside `model.base_model`; of a module inside a layer, that alone.
+
+    What comes after a layer can be computed from its output. What comes after a module inside needs the residual stream
+    beside it, so the whole model is run.
 
     Raises:
-        InputError: If it is none.
+        InputError: If it is neither.
     """
     name, layers = find_layers(model)
-    for index in range(len(layers)):
+    for index, layer in enumerate(layers):
         if hookpoint == f"{name}.{index}":
-            return index
-    raise InputError(f"hooked module must be a decoder layer, {name}.0 .. {name}.{len(layers) - 1}, got {hookpoint!r}")
+            return layers[: index + 1]
+        for part, module in layer.named_children():
+            if hookpoint == f"{name}.{index}.{part}":
+                return [module]
+    raise InputError(
+        f"hooked module must be a decoder layer, {name}.0 .. {name}.{len(layers) - 1}, or a module right inside one, "
+        f"got {hookpoint!r}"
+    )
 
 
 def can_resume(model: PreTrainedModel, layers: Sequence[nn.Module], ids: Tensor, output: Any, clean: Tensor) -> bool:

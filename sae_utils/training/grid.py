@@ -1,7 +1,7 @@
 """From what is asked for to the cells of the target x source grid, before any weights are loaded."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from sae_utils.distributed import Workers
 from sae_utils.errors import InputError, check_positive
 from sae_utils.exclusion import find_exclusion
 from sae_utils.expansion import DictionarySize, check_latents_on_gpu
+from sae_utils.hookpoints import check_hookpoint
 from sae_utils.memory import NOT_HERE, sae_bytes
 from sae_utils.models import (
     check_fits_context,
@@ -67,7 +68,12 @@ class GridChoice:
 
 
 def plan_grid(
-    choice: GridChoice, settings: TrainingSettings, dtype: torch.dtype, device: torch.device, workers: Workers
+    choice: GridChoice,
+    settings: TrainingSettings,
+    dtype: torch.dtype,
+    device: torch.device,
+    workers: Workers,
+    hookpoints: Sequence[str] = ("residual",),
 ) -> list[Cell]:
     """Every cell of the grid, targets outside, sources inside; the same in all processes.
 
@@ -77,11 +83,13 @@ def plan_grid(
         dtype: Number format of the targets.
         device: Where this process computes.
         workers: The processes that train together: one of them packs, the others wait for it.
+        hookpoints: What of the layers is encoded, names of `HOOKPOINTS`; a cell for each.
 
     Raises:
         InputError: If a setting, a model or a data set has to be changed.
     """
-    targets = find_targets(choice.targets, choice.size, settings, dtype, is_on_gpu=device.type == "cuda")
+    is_on_gpu = device.type == "cuda"
+    targets = find_targets(choice.targets, choice.size, settings, dtype, is_on_gpu=is_on_gpu, hookpoints=hookpoints)
     if workers.is_main:  # it reads corpora and packs, the others find what it found
         first = targets[0]
         ruler = Ruler(first.tokenizer, find_delimiters(first.tokenizer, first.config))
@@ -107,9 +115,10 @@ def plan_grid(
         limits=choice.limits,
     )
     cells = [
-        Cell(target, source, packed[target.name, source.name], settings, budget)
+        Cell(target, source, packed[target.name, source.name], replace(settings, hookpoint=hookpoint), budget)
         for target in targets
         for source in sources
+        for hookpoint in dict.fromkeys(hookpoints)
     ]
     for cell in cells:
         check_kept(cell)
@@ -144,7 +153,13 @@ def describe_rows(counts: RowCounts) -> str:
 
 
 def find_targets(
-    names: Sequence[str], size: DictionarySize, settings: TrainingSettings, dtype: torch.dtype, *, is_on_gpu: bool
+    names: Sequence[str],
+    size: DictionarySize,
+    settings: TrainingSettings,
+    dtype: torch.dtype,
+    *,
+    is_on_gpu: bool,
+    hookpoints: Sequence[str] = ("residual",),
 ) -> list[Target]:
     """The target models, checked against the settings; their weights are not loaded.
 
@@ -160,6 +175,8 @@ def find_targets(
         delimiters = asdict(find_delimiters(tokenizer, config))  # without which nothing can be packed
         exclusion = find_exclusion(settings.exclude, **delimiters, vocab_size=config.vocab_size)
         check_layers(list(settings.layers), config, reference)
+        for hookpoint in hookpoints:
+            check_hookpoint(config, hookpoint)
         check_fits_context(settings.ctx_len, config, flag="--ctx_len", reference=reference)
         d_model = config.hidden_size
         n_latents = size.n_latents(short_name(reference), d_model)

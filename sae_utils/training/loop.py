@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sae_utils.files import remove_folder
+from sae_utils.hookpoints import layer_names
 from sae_utils.locks import Lock
 from sae_utils.memory import release_memory
 from sae_utils.models import cut_after_, find_layers, fingerprint_trunk, load_trunk
@@ -24,7 +25,7 @@ from sae_utils.training.machines import Machines
 from sae_utils.training.monitor import TrainingMonitor
 from sae_utils.training.passes import Pass
 from sae_utils.training.remaining import Job, has_leftovers, is_of, next_job, passes_of, read_plan, write_plan
-from sae_utils.training.single_pass import layer_names, train_pass_within_memory
+from sae_utils.training.single_pass import train_pass_within_memory
 from sae_utils.training.tracking import Tracker
 from sae_utils.training.wandb_login import Tracking
 
@@ -172,7 +173,7 @@ def publish_cell(
     folders: CellFolders,
 ) -> None:
     """Put the SAEs of a cell, and those that it has kept on the way, in their folders."""
-    hookpoints = layer_names(model, cell.settings.layers)
+    hookpoints = layer_names(model, cell.settings.layers, cell.settings.hookpoint)
     fingerprint = fingerprint_trunk(model, max(cell.settings.layers))
     is_replacing = read_plan(folders).get("replaces_finished", False)
     for each in (*cell.kept, cell):

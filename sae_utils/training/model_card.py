@@ -23,7 +23,8 @@ _CARD = """---
 ---
 # {name}
 
-Sparse autoencoders (TopK, from EleutherAI's sparsify) on the outputs of decoder layers of **{target}**, trained on
+Sparse autoencoders (TopK, from EleutherAI's sparsify) on the outputs of decoder layers, or of modules inside, of
+**{target}**, trained on
 {source}. All SAEs of this folder were initialised from seed {seed}; those of other seeds saw the same batches in the
 same order.
 

@@ -40,6 +40,9 @@ class TrainingSettings:
     shuffle_seed: int = 42
     """Order of the training sequences."""
 
+    hookpoint: str = "residual"
+    """Where in a layer activations are encoded, a name of `HOOKPOINTS`."""
+
     exclude: tuple[str, ...] = ()
     """Positions that SAEs do not see, as `parse_exclusion` has them."""
 

@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 from sae_utils.errors import InputError
 from sae_utils.evaluation.reconstruction import evaluate_reconstruction
 from sae_utils.files import check_files, checksum_files, read_record, removal, remove_folder, write_record
+from sae_utils.hookpoints import layer_names
 from sae_utils.memory import is_out_of_memory, release_memory
-from sae_utils.models import cut_for_now, find_layers
+from sae_utils.models import cut_for_now
 from sae_utils.paths import METRICS_FILE
 from sae_utils.rates import Stopwatch, keep_rate
 from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig, TrainConfig
@@ -89,7 +90,7 @@ def train_pass(
     if workers.agree(records_path.exists()):
         return workers.agree(read_pass_records(records_path, folders) if workers.is_main else None)
     train_chunks, eval_chunks = cell.split()
-    hookpoints = layer_names(model, which.layers)
+    hookpoints = layer_names(model, which.layers, cell.settings.hookpoint)
     with cut_for_now(model, max(which.layers)):
         cfg = sparsify_config(
             cell.settings,
@@ -191,12 +192,6 @@ def fit(
     if monitor is not None:
         monitor.end_pass()
     return {keys[name]: trainer.saes[name] for name in trainer.owned_saes}
-
-
-def layer_names(model: PreTrainedModel, layers: Sequence[int]) -> dict[int, str]:
-    """Names, inside `model.base_model`, of decoder layers."""
-    list_name, _ = find_layers(model)
-    return {layer: f"{list_name}.{layer}" for layer in layers}
 
 
 def sparsify_config(

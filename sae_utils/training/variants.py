@@ -39,9 +39,12 @@ def name_variants(
             a step, or a record there is damaged.
     """
     kept = [_smaller(cell, keep_at) for cell in cells]
+    first: dict[tuple[str, str], Cell] = {}
+    for cell in cells:
+        first.setdefault((cell.target.name, cell.source.name), cell)
     found = (
         [
-            [find_variant(each, cell, checkpoints) for each in (cell, *smaller)]
+            [find_variant(each, first[cell.target.name, cell.source.name], checkpoints) for each in (cell, *smaller)]
             for cell, smaller in zip(cells, kept, strict=True)
         ]
         if workers.is_main
@@ -77,7 +80,7 @@ def _smaller(cell: Cell, keep_at: Sequence[int]) -> list[Cell]:
     return [replace(cell, budget=each) for each in dict.fromkeys(budgets.values())]
 
 
-def find_variant(cell: Cell, grown_from: Cell, checkpoints: Checkpoints) -> str:
+def find_variant(cell: Cell, first: Cell, checkpoints: Checkpoints) -> str:
     """What sets a cell apart from the first of its target and source; empty if it is that one, or cannot stand by it.
 
     A budget sets apart only where it is asked for: one that follows from the smallest source would train a whole study
@@ -85,10 +88,10 @@ def find_variant(cell: Cell, grown_from: Cell, checkpoints: Checkpoints) -> str:
 
     Args:
         cell: A cell of the grid, or what it keeps on the way.
-        grown_from: That cell of the grid, which is the first if none is there yet.
+        first: The first of the grid with its target and source, from which it is set apart if none is there yet.
         checkpoints: Where they are kept.
     """
-    there = settings_there(checkpoints.of(replace(cell, variant=""))) or grown_from.identity()
+    there = settings_there(checkpoints.of(replace(cell, variant=""))) or first.identity()
     wanted = cell.identity()
     if there.get("n_train_tokens") != wanted["n_train_tokens"] and not cell.budget.is_chosen:
         return ""

@@ -9,10 +9,11 @@ from torch.nn import functional
 
 from sae_utils.errors import InputError
 from sae_utils.evaluation import splicing
-from sae_utils.evaluation.activations import layer_outputs
+from sae_utils.evaluation.activations import encode, layer_outputs
 from sae_utils.evaluation.intervals import interval_of, resample_counts
-from sae_utils.evaluation.splicing import kl_divergence, layer_index, measure_splices, recovered_share, replaced_output
+from sae_utils.evaluation.splicing import kl_divergence, layers_up_to, measure_splices, recovered_share, replaced_output
 from sae_utils.exclusion import NOTHING, Exclusion
+from sae_utils.hookpoints import layer_names
 from sae_utils.models import find_layers
 from sae_utils.sources.packing import Chunks
 from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig
@@ -76,7 +77,8 @@ def reference(model, layer, replace, *, exclusion=NOTHING, special_ids=()) -> tu
     entropies, divergences, kept = [], [], []
     for row in torch.from_numpy(TOKENS).long():
         clean = model(row[None]).logits[0, :-1].double()
-        handle = find_layers(model)[1][layer].register_forward_hook(hook)
+        module = find_layers(model)[1][layer] if isinstance(layer, int) else model.base_model.get_submodule(layer)
+        handle = module.register_forward_hook(hook)
         spliced = model(row[None]).logits[0, :-1].double()
         handle.remove()
         counted = [i for i in range(11) if kept[-1][i] and int(row[i + 1]) not in special_ids]
@@ -297,10 +299,32 @@ def test_recovered_share_by_hand():
     assert recovered_share(clean=3.0, spliced=3.5, zero=3.0) is None
 
 
-def test_only_decoder_layers_can_be_replaced(neox, gpt2):
-    assert layer_index(load(gpt2).model, "h.1") == 1
-    with pytest.raises(InputError, match=r"layers\.0 \.\. layers\.1, got 'layers\.0\.mlp'"):
-        layer_index(load(neox).model, "layers.0.mlp")
+def test_only_decoder_layers_and_modules_inside_can_be_replaced(neox, gpt2):
+    model = load(gpt2).model
+    assert list(layers_up_to(model, "h.1")) == list(model.base_model.h[:2])
+    assert layers_up_to(model, "h.1.mlp") == [model.base_model.h[1].mlp]
+    with pytest.raises(InputError, match=r"layers\.0 \.\. layers\.1, or .* got 'layers\.0\.mlp\.act'"):
+        layers_up_to(load(neox).model, "layers.0.mlp.act")
+
+
+@KINDS
+@pytest.mark.parametrize("hookpoint", ["mlp_out", "attn_out"])
+@torch.no_grad()
+def test_modules_inside_layers_are_replaced_like_layers(kind, hookpoint, request):
+    """What goes around them, the residual stream, stays; against a plain hook on the whole model."""
+    model = load(request.getfixturevalue(kind)).model
+    name = layer_names(model, [1], hookpoint)[1]
+    sae = random_sae(1)
+    (found,) = measure(model, {1: (name, sae)}).values()
+    expected = {
+        "ce_sae_nats": reference(model, name, lambda x: encode(sae, x).x_hat.view_as(x)),
+        "ce_zero_nats": reference(model, name, torch.zeros_like),
+    }
+    for number, (entropy, divergence) in expected.items():
+        assert found[number] == pytest.approx(entropy, abs=1e-5)
+        if number == "ce_sae_nats":
+            assert found["kl_nats"] == pytest.approx(divergence, abs=1e-5) and divergence > 1e-4
+    assert found["ce_zero_nats"] != pytest.approx(found["ce_clean_nats"], abs=1e-4)
 
 
 def hooked_names(model) -> list[str]:

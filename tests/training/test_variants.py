@@ -3,13 +3,17 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from conftest import edit_record
 from test_cli import TRAIN, all_bytes, generate, refused, times, train
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train_sae
 from sae_utils.records import variant_name
 from sae_utils.report.findings import read_findings
+from sae_utils.sparse_coders import SparseCoder
 
 SETTINGS = {"k": 32, "lr": None, "exclude": ["first"], "excluded_ids": [], "ctx_len": 64, "n_train_tokens": 640}
 
@@ -127,3 +131,39 @@ def test_records_of_before_variants_are_read(tiny):
     edit_record(path, saes=saes)
     compare("--eval_only")
     assert json.loads(Path("results/metrics.json").read_text())["saes"][0]["variant"] == ""
+
+
+def test_outputs_of_mlp_and_attention_beside_the_residual_stream(tiny):
+    """Trained and measured on what these modules put out, as a plain hook finds it; each alone gives the same."""
+    generate("--num_tokens", "2000")
+    compare("--layers", "1", "--num_seeds", "1", "--hookpoint", "residual", "mlp_out", "attn_out")
+    train("--layers", "1", "--num_seeds", "1", "--hookpoint", "mlp_out", "--checkpoint_dir", "alone")
+    name = "layers.1/sae.safetensors"
+    alone = Path("alone/tiny_from_tiny_seed_0", name).read_bytes()
+    assert Path("checkpoints/tiny_from_tiny_hook_mlp_out_seed_0", name).read_bytes() == alone
+    saes = {sae["variant"]: sae for sae in json.loads(Path("results/metrics.json").read_text())["saes"]}
+    assert sorted(saes) == ["", "hook_attn_out", "hook_mlp_out"]
+    modules = {"": "layers.1", "hook_attn_out": "layers.1.attention", "hook_mlp_out": "layers.1.mlp"}
+    for variant, sae in saes.items():
+        config = json.loads((Path(sae["path"]).parent / "config.json").read_text())
+        assert config["hookpoints"] == {"layers.1": modules[variant]}
+        assert sae["evaluations"][0]["fvu"] == pytest.approx(slow_fvu(Path(sae["path"]), modules[variant]), rel=1e-5)
+
+
+def slow_fvu(folder: Path, module: str) -> float:
+    """On the held-out rows, without their first positions, by a hook on the whole model."""
+    (packed,) = (path for path in Path("datasets/.packed").glob("tiny_*_32.npy"))
+    n_held_out = json.loads((folder.parent / "run.json").read_text())["n_eval_tokens"] // 32
+    ids = torch.from_numpy(np.load(packed)[-n_held_out:]).long()
+    model = AutoModelForCausalLM.from_pretrained("tiny", dtype=torch.float32)
+    outputs = []
+    model.base_model.get_submodule(module).register_forward_hook(lambda _, inputs, output: outputs.append(output))
+    with torch.no_grad():
+        model(ids)
+        x = outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
+        is_bos = ids == AutoTokenizer.from_pretrained("tiny").bos_token_id
+        x = x[:, 1:][~is_bos[:, 1:]].double()
+        sae = SparseCoder.load_from_disk(folder, device="cpu").double()
+        top = sae.encode(x)
+        error = (x - sae.decode(top.top_acts, top.top_indices)).pow(2).sum()
+        return float(error / (x - x.mean(dim=0)).pow(2).sum())
