@@ -17,7 +17,7 @@ from sae_utils.records import differing_settings
 from sae_utils.training.cells import Cell
 from sae_utils.training.folders import CellFolders
 from sae_utils.training.passes import RECORDS_FILE, Pass
-from sae_utils.training.remaining import passes_of, write_plan
+from sae_utils.training.remaining import Job, passes_of, without, write_plan
 from sae_utils.training.settings import TrainingSettings
 from sae_utils.training.trainer import STATE_FILE
 from sae_utils.training.wandb_runs import RUN_FILE
@@ -42,9 +42,10 @@ def check_can_extend(settings: TrainingSettings) -> None:
         )
 
 
-def keep_state(folders: CellFolders) -> None:
-    """Put the state of a cell whose SAEs are published aside, in place of removing it."""
-    kept = folders.checkpoint_dir / f"{folders.name}{RESUMABLE_SUFFIX}"
+def keep_state(folders: CellFolders, job: Job) -> None:
+    """Put the state of a cell's SAEs aside, which are published, in place of removing it; each job has its own."""
+    which = Pass(job.layers, job.seeds).name
+    kept = folders.checkpoint_dir / f"{folders.name}_{which}{RESUMABLE_SUFFIX}"
     remove_folder(kept)
     for path in folders.work_dir.iterdir():
         if path.is_dir() and not (path / STATE_FILE).exists():
@@ -85,16 +86,40 @@ def take_up(cell: Cell, seeds: Sequence[int], folders: CellFolders, *, replaces_
     return passes
 
 
+def parts_by_state(cell: Cell, job: Job, folders: CellFolders) -> list[Job]:
+    """A job cut into those that a state is kept of, the largest first, and the rest; itself where there is none.
+
+    A cell that has grown by layers or seeds has left a state for each time.
+
+    Raises:
+        DamagedFileError: If a record of a kept state is damaged.
+    """
+    there = [Job(tuple(plan["settings"]["layers"]), tuple(plan["seeds"])) for _, _, plan in _smaller(cell, folders)]
+    parts = [each for each in there if set(each.layers) <= set(job.layers) and set(each.seeds) <= set(job.seeds)]
+    if not parts:
+        return [job]
+    first = max(parts, key=lambda each: len(each.layers) * len(each.seeds))
+    rest = [part for each in without(job, first) for part in parts_by_state(cell, each, folders)]
+    return [first, *rest]
+
+
 def kept_states(cell: Cell, seeds: Sequence[int], folders: CellFolders) -> Iterator[tuple[int, Path]]:
     """Training tokens and folder of every kept state that a cell can go on from."""
+    for n_tokens, path, plan in _smaller(cell, folders):
+        if plan["seeds"] == list(seeds) and plan["settings"]["layers"] == list(cell.settings.layers):
+            yield n_tokens, path
+
+
+def _smaller(cell: Cell, folders: CellFolders) -> Iterator[tuple[int, Path, dict]]:
+    """Training tokens, folder and plan of every kept state of a smaller budget, of whichever layers and seeds."""
     if cell.settings.optimizer != "signum":
         return
     for path in sorted(folders.checkpoint_dir.glob(f"*{RESUMABLE_SUFFIX}/{SETTINGS_FILE}")):
         plan = read_settings(path.parent)
-        wanted = cell.identity() | {"n_train_tokens": plan["settings"].get("n_train_tokens")}
-        is_smaller = (wanted["n_train_tokens"] or 0) < cell.budget.n_train_tokens
-        if is_smaller and plan["seeds"] == list(seeds) and not differing_settings(plan["settings"], wanted):
-            yield wanted["n_train_tokens"], path.parent
+        of_state = {name: plan["settings"].get(name) for name in ("n_train_tokens", "layers")}
+        is_smaller = (of_state["n_train_tokens"] or 0) < cell.budget.n_train_tokens
+        if is_smaller and not differing_settings(plan["settings"], cell.identity() | of_state):
+            yield of_state["n_train_tokens"], path.parent, plan
 
 
 def read_settings(kept: Path) -> dict:

@@ -7,7 +7,7 @@
                                   <pass>/records.json     measurements of its SAEs; a pass that has it is complete
                                   finished/               SAEs of complete passes
                                   previous/               what they replace, for the moment it takes
-<target>_from_<source>.resumable/                         settings and state of a finished cell, where it was asked for
+<target>_from_<source>_<pass>.resumable/                  settings and state of finished SAEs, where it was asked for
 <target>_from_<source>_seed_<s>/                          finished SAEs, moved here in one step
                                   run_layers.<L>.json     record of layers that were added later; theirs is written last
 """

@@ -18,7 +18,7 @@ from sae_utils.models import cut_after_, find_layers, fingerprint_trunk, load_tr
 from sae_utils.paths import METRICS_FILE, RUN_RECORD
 from sae_utils.records import versions
 from sae_utils.training.cells import Cell
-from sae_utils.training.extension import keep_state, take_up
+from sae_utils.training.extension import keep_state, parts_by_state, take_up
 from sae_utils.training.finished import publish, reader_config, run_record
 from sae_utils.training.folders import CellFolders, Checkpoints
 from sae_utils.training.machines import Machines
@@ -98,9 +98,12 @@ def load_target(cell: Cell, device: torch.device) -> PreTrainedModel:
 
 
 def next_job_of(cell: Cell, seeds: Sequence[int], checkpoints: Checkpoints) -> Job | None:
-    """`next_job` of a cell."""
+    """`next_job` of a cell, or the first part of it that can go on from a kept state."""
     folders = checkpoints.of(cell)
-    return next_job(folders, cell.identity(), seeds, overwrite=checkpoints.overwrite)
+    job = next_job(folders, cell.identity(), seeds, overwrite=checkpoints.overwrite)
+    if job is None or checkpoints.overwrite or folders.settings_path.exists():
+        return job
+    return parts_by_state(cell, job, folders)[0]
 
 
 def is_finished(cell: Cell, seeds: Sequence[int], checkpoints: Checkpoints) -> bool:
@@ -158,7 +161,7 @@ def train_cell(
             monitor.summarise([record for record in records if record["variant"] == cell.variant])
             publish_cell(cell, seeds, records, [folders.pass_dir(each) for each in done], model, machines, folders)
             if checkpoints.keeps_state:
-                keep_state(folders)
+                keep_state(folders, Job(cell.settings.layers, tuple(seeds)))
             remove_folder(folders.work_dir)
     workers.wait()
 

@@ -5,7 +5,7 @@ run that had all of them; what is finished is left as it is.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,15 @@ def next_job(
             f"or give --overwrite"
         )
     return job
+
+
+def without(job: Job, begun: Job) -> Iterator[Job]:
+    """What is left of a job beside one that was begun."""
+    if others := tuple(seed for seed in job.seeds if seed not in begun.seeds):
+        yield Job(job.layers, others)
+    same, layers = set(job.seeds) & set(begun.seeds), tuple(each for each in job.layers if each not in begun.layers)
+    if same and layers:
+        yield Job(layers, tuple(sorted(same)))
 
 
 def jobs_from_nothing(

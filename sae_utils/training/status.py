@@ -1,6 +1,6 @@
 """What of a grid is there already, what is left, and how long that takes: the lines of a dry run."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sae_utils.files import read_record, removal
@@ -15,12 +15,12 @@ from sae_utils.rates import (
     unknown_rate,
 )
 from sae_utils.training.cells import Cell
-from sae_utils.training.extension import kept_states, read_settings
+from sae_utils.training.extension import kept_states, parts_by_state, read_settings
 from sae_utils.training.folders import CellFolders, Checkpoints
 from sae_utils.training.loop import next_job_of
 from sae_utils.training.machines import Machines
 from sae_utils.training.passes import RECORDS_FILE, Pass
-from sae_utils.training.remaining import Job, jobs_from_nothing, passes_of, read_plan
+from sae_utils.training.remaining import jobs_from_nothing, passes_of, read_plan, without
 from sae_utils.training.speed import about_pass
 from sae_utils.training.trainer import STATE_FILE
 
@@ -104,7 +104,9 @@ def passes_left(cell: Cell, seeds: Sequence[int], machines: Machines, checkpoint
     if job is not None and folders.settings_path.exists() and not checkpoints.overwrite:
         begun = passes_of(read_plan(folders)["passes"])
         found += [_status(cell, each, _n_done(cell, each, folders), machines, checkpoints) for each in begun]
-        missing = [part for each in missing for part in _without(each, job)]
+        missing = [part for each in missing for part in without(each, job)]
+    if not checkpoints.overwrite:
+        missing = [part for each in missing for part in parts_by_state(cell, each, folders)]
     for each in missing:
         part = cell.with_layers(each.layers)
         kept = dict(kept_states(part, each.seeds, folders))
@@ -116,15 +118,6 @@ def passes_left(cell: Cell, seeds: Sequence[int], machines: Machines, checkpoint
         )
         found += [_status(part, which, max(kept, default=0), machines, checkpoints) for which in planned]
     return found
-
-
-def _without(job: Job, begun: Job) -> Iterator[Job]:
-    """What is left of a job beside one that was begun."""
-    if others := tuple(seed for seed in job.seeds if seed not in begun.seeds):
-        yield Job(job.layers, others)
-    same, layers = set(job.seeds) & set(begun.seeds), tuple(each for each in job.layers if each not in begun.layers)
-    if same and layers:
-        yield Job(layers, tuple(sorted(same)))
 
 
 def _n_done(cell: Cell, which: Pass, folders: CellFolders) -> int:

@@ -1,5 +1,6 @@
 """A larger budget that goes on from a kept state ends as one that was there from the beginning."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def test_extended_is_trained_at_once(tiny, monkeypatch, more):
     after = all_bytes(Path("checkpoints"))
     assert {name: after[name] for name in before} == before
     assert {path.name for path in Path("checkpoints").iterdir() if "_seed_" not in path.name} <= {
-        "tiny_from_tiny.resumable",
+        "tiny_from_tiny_layers_0_1_seeds_0_1.resumable",
         ".locks",
         ".rates.json",
     }
@@ -62,8 +63,24 @@ def test_an_extension_that_is_killed_goes_on(tiny, moment):
     same_saes("checkpoints", "at_once", "tiny_from_tiny_tokens_1920_seed_0", "tiny_from_tiny_seed_0")
 
 
+def test_a_cell_that_has_grown_goes_on_from_all_of_its_states(tiny, monkeypatch):
+    """A state for each time it grew: none is lost to the next, and no step is taken twice."""
+    generate("--num_tokens", "2000")
+    train(*FLAGS, "--max_tokens", "1280", "--keep_state", "--layers", "1", "--num_seeds", "1")
+    train(*FLAGS, "--max_tokens", "1280", "--keep_state", "--layers", "0", "1", "--num_seeds", "2")
+    assert len(list(Path("checkpoints").glob("*.resumable"))) == 3
+    steps = steps_taken(monkeypatch)
+    train(*FLAGS, "--max_tokens", "1920")
+    assert min(steps) > 20
+    train(*FLAGS, "--max_tokens", "1920", "--checkpoint_dir", "at_once")
+    for seed, layer in itertools.product((0, 1), (0, 1)):
+        name = f"layers.{layer}/sae.safetensors"
+        extended = Path(f"checkpoints/tiny_from_tiny_tokens_1920_seed_{seed}", name).read_bytes()
+        assert extended == Path(f"at_once/tiny_from_tiny_seed_{seed}", name).read_bytes()
+
+
 def test_only_a_state_of_the_same_is_gone_on_from(tiny, monkeypatch):
-    """Another learning rate, other seeds: from the beginning."""
+    """Another learning rate, fewer seeds than share the state: from the beginning."""
     generate("--num_tokens", "2000")
     train(*FLAGS, "--max_tokens", "1280", "--keep_state")
     steps = steps_taken(monkeypatch)
