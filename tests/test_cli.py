@@ -1,5 +1,6 @@
 """Both scripts as a user runs them, in-process, on small models in the working folder."""
 
+import argparse
 import json
 import os
 import re
@@ -43,6 +44,13 @@ def train(*flags: str) -> list[dict]:
     folder = flags[flags.index("--checkpoint_dir") + 1] if "--checkpoint_dir" in flags else "checkpoints"
     records = [record for path in Path(folder).glob("*/run.json") for record in json.loads(path.read_text())["saes"]]
     return sorted(records, key=lambda record: (record["source"], record["layer"], record["seed"]))
+
+
+def parsed(*flags: str) -> argparse.Namespace:
+    """What `train_sae.py` makes of its flags before it does anything."""
+    args = train_sae.build_parser().parse_args([*TRAIN, *flags])
+    train_sae.split_folders(args)
+    return args
 
 
 def refused(capsys, main, argv) -> str:

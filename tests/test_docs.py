@@ -164,7 +164,10 @@ def test_the_readme_can_be_typed_from_top_to_bottom():
     made = [path.relative_to(".").as_posix() for path in Path().glob("**/*_seed_1/layers.15")]
     of_1, of_2 = (f"checkpoints/pythia-{size}_from_pythia-" for size in ("1.4b", "2.8b"))
     first = [f"first/{each}1.4b_seed_1/layers.15" for each in (of_1, of_2)]
-    full = [f"{each}{source}_seed_1/layers.15" for each in (of_1, of_2) for source in ("1.4b", "2.8b")]
+    names = [
+        f"{each}{source}{variant}" for each in (of_1, of_2) for source in ("1.4b", "2.8b") for variant in ("", "_k_64")
+    ]
+    full = [f"{name}_seed_1/layers.15" for name in names]
     assert sorted(made) == sorted(first + full)
     for block in python_blocks(README):
         exec(block, {"activations": torch.ones(3, 16)})

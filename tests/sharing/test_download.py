@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import edit_record
 from huggingface_hub import constants
-from test_cli import TRAIN, all_bytes, generate, refused
+from test_cli import TRAIN, all_bytes, generate, parsed, refused
 
 import train_sae
 from sae_utils.errors import InputError
@@ -73,11 +73,11 @@ def test_saes_are_those_of_the_same_data_set_generated_here(hub, published):
 def test_it_stands_beside_data_sets_of_other_models(hub, published):
     """Each with its own seed: the flags that choose one are of those that are named by their models."""
     choice = ["--source_models", REFERENCE, "other", "--dataset_seed", "7"]
-    args = train_sae.build_parser().parse_args([*TRAIN, *choice])
+    args = parsed(*choice)
     sources = train_sae.grid_choice(args).sources
     assert [sources.key_of(model).folder for model in sources.models] == [NAME, "other_7_1.0_0.9"]
     with pytest.raises(InputError, match="must have different short names, got tiny tiny"):
-        train_sae.grid_choice(train_sae.build_parser().parse_args([*TRAIN, "--source_models", "tiny", REFERENCE]))
+        train_sae.grid_choice(parsed("--source_models", "tiny", REFERENCE))
 
 
 @pytest.mark.parametrize("n_before", [0, 1, 3, 4])

@@ -10,7 +10,7 @@ import torch
 from conftest import CORPUS, edit_record, make_model
 from datasets import Dataset
 from safetensors.torch import load_file
-from test_cli import TRAIN, generate, refused, train
+from test_cli import TRAIN, generate, parsed, refused, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train_sae
@@ -148,7 +148,7 @@ def test_leaving_out_everything_is_refused(tiny, capsys):
 
 def plan(*flags: str, workers: Workers | None = None) -> list[Cell]:
     """The cells of a run."""
-    args = train_sae.build_parser().parse_args([*TRAIN, *flags])
+    args = parsed(*flags)
     choice, settings = train_sae.grid_choice(args), train_sae.training_settings(args)
     return plan_grid(choice, settings, torch.float32, torch.device("cpu"), workers or Workers())
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import make_model
 from safetensors.torch import load_file
-from test_cli import ROOT, TRAIN, all_bytes, compared, generate, refused, train
+from test_cli import ROOT, TRAIN, all_bytes, compared, generate, parsed, refused, train
 
 import train_sae
 from sae_utils.distributed import Workers
@@ -61,7 +61,7 @@ def test_memory_is_looked_at_after_packing(tiny, monkeypatch, capsys):
 
 
 def planned(*flags: str) -> list[Cell]:
-    args = train_sae.build_parser().parse_args([*TRAIN, *flags])
+    args = parsed(*flags)
     choice, settings = train_sae.grid_choice(args), train_sae.training_settings(args)
     return plan_grid(choice, settings, torch.float32, torch.device("cpu"), Workers())
 
