@@ -21,6 +21,7 @@ from sae_utils import disk
 from sae_utils.files import checksum_files, write_record
 from sae_utils.generated_data import fingerprint_samples
 from sae_utils.generation.shards import GrowingDataset
+from sae_utils.rates import RATES_FILE
 from sae_utils.sources import packs
 from sae_utils.sparse_coders import SparseCoder
 from sae_utils.training import machines
@@ -65,7 +66,9 @@ def refused(capsys, main, argv) -> str:
 
 
 def all_bytes(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Every file but that of rates, which holds the times that things took."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != RATES_FILE)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 # generation

@@ -89,7 +89,7 @@ def test_a_layer_that_is_added_is_that_of_one_run(tiny):
     generate("--num_tokens", "2000")
     compare("--checkpoint_dir", "at_once", "--results_dir", "results_at_once")
     compare("--layers", "1", "--num_seeds", "1")
-    before, dates = all_bytes(Path("checkpoints")), times("checkpoints")
+    before, dates = all_bytes(Path("checkpoints")), times("checkpoints/tiny_from_tiny_seed_0")
     for each in (before, dates):
         (card,) = (name for name in each if Path(name).name == "README.md")
         del each[card]
