@@ -55,14 +55,13 @@ def keep_state(folders: CellFolders, job: Job) -> None:
     os.replace(folders.work_dir, kept)
 
 
-def take_up(cell: Cell, seeds: Sequence[int], folders: CellFolders, *, replaces_finished: bool) -> list[Pass] | None:
+def take_up(cell: Cell, seeds: Sequence[int], folders: CellFolders) -> list[Pass] | None:
     """Begin a cell with the state of the largest smaller budget that was kept; None if there is none.
 
     Args:
         cell: What is to be trained.
         seeds: Its seeds.
         folders: Its folders, in which nothing is begun.
-        replaces_finished: Whether finished SAEs are to be replaced.
 
     Returns:
         The passes, which are those of the smaller budget.
@@ -81,7 +80,7 @@ def take_up(cell: Cell, seeds: Sequence[int], folders: CellFolders, *, replaces_
         for path in states:
             (scratch / path.parent.name).mkdir(exist_ok=True)
             shutil.copyfile(path, scratch / path.parent.name / path.name)
-        write_plan(scratch / SETTINGS_FILE, cell.identity(), seeds, passes, replaces_finished=replaces_finished)
+        write_plan(scratch / SETTINGS_FILE, cell.identity(), seeds, passes)
     logger.info("%s goes on from %s, after %s tokens", cell.name, kept, f"{n_tokens:,}")
     return passes
 

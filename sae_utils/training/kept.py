@@ -10,13 +10,12 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from sae_utils.evaluation.reconstruction import evaluate_reconstruction
-from sae_utils.files import read_record, removal
-from sae_utils.paths import run_files
 from sae_utils.sources.packing import Chunks
 from sae_utils.sparse_coders import SparseCoder
 from sae_utils.training.cells import Cell
 from sae_utils.training.finished import SaeKey, TrainingTokens, check_measured, make_record, stage_sae
 from sae_utils.training.folders import CellFolders
+from sae_utils.training.remaining import finished_layers
 from sae_utils.training.trainer import SaeTrainer
 
 TrainedOn = Mapping[int, Mapping[int, int]]
@@ -40,7 +39,8 @@ def keep_on_the_way(
     def keep(n_tokens: int) -> None:
         own = folders.of_variant(by_tokens[n_tokens].variant)
         for name in trainer.owned_saes:
-            if overwrite or not _has_layers(own, cell.settings.layers, keys[name][1]):
+            # Of a seed that has one of these layers the others are trained on their own, if at all.
+            if overwrite or not finished_layers(own, keys[name][1]) & set(cell.settings.layers):
                 stage_sae(own, keys[name], trainer.saes[name])
 
     return keep
@@ -87,13 +87,3 @@ def measure_kept(
         for key, (_, sae) in saes.items():
             seen = TrainingTokens(n_tokens, trained_on[n_tokens][key[0]])
             yield make_record(own, key, sae, seen, measured[key])
-
-
-def _has_layers(folders: CellFolders, layers: tuple[int, ...], seed: int) -> bool:
-    """Whether one of these layers is finished for a seed: the others are then trained on their own, if at all."""
-    folder = folders.seed_dir(seed)
-    remedy = f"{removal(folder)}, and the same command trains its seed anew"
-    there = {
-        layer for path in run_files(folder) for layer in read_record(path, remedy, settings=dict)["settings"]["layers"]
-    }
-    return bool(there & set(layers))

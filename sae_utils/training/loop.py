@@ -202,7 +202,7 @@ def begin_cell(cell: Cell, seeds: Sequence[int], checkpoints: Checkpoints, machi
         remove_folder(folders.work_dir)
     if folders.settings_path.exists():
         return passes_of(read_plan(folders)["passes"])
-    if (begun := take_up(cell, seeds, folders, replaces_finished=checkpoints.overwrite)) is not None:
+    if not checkpoints.overwrite and (begun := take_up(cell, seeds, folders)) is not None:
         return begun
     memory = cell.memory(is_replicated=machines.is_replicated)
     passes = machines.plan_passes(memory, cell.settings.layers, seeds)

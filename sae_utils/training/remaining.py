@@ -97,6 +97,15 @@ def jobs_from_nothing(
     return _jobs_of(_missing(folders, identity, seeds, begun))
 
 
+def finished_layers(folders: CellFolders, seed: int) -> set[int]:
+    """Layers that a seed's folder has.
+
+    Raises:
+        DamagedFileError: If a record in it is damaged.
+    """
+    return {layer for run in _runs(folders.seed_dir(seed)) for layer in run["settings"]["layers"]}
+
+
 def is_of(cell: Cell, plan: Record) -> bool:
     """Whether an unfinished run was begun with the settings of a cell, on whichever layers."""
     return not differing_settings(_shared(plan["settings"]), _shared(cell.identity()))
@@ -159,12 +168,17 @@ def _missing_layers(folders: CellFolders, identity: Mapping[str, Any], seed: int
     Raises:
         InputError: If what is there was made with other settings.
     """
-    folder, there = folders.seed_dir(seed), set()
-    for path in run_files(folder):
-        run = read_record(path, f"{removal(folder)}, and the same command trains its seed anew", settings=dict)
+    folder = folders.seed_dir(seed)
+    for run in _runs(folder):
         check_same_settings(_shared(run["settings"]), _shared(identity), where=folder, remedy=OVERWRITE_REMEDY)
-        there |= set(run["settings"]["layers"])
+    there = finished_layers(folders, seed)
     return tuple(layer for layer in identity["layers"] if layer not in there)
+
+
+def _runs(folder: Path) -> Iterator[Record]:
+    """The records of a seed's folder."""
+    for path in run_files(folder):
+        yield read_record(path, f"{removal(folder)}, and the same command trains its seed anew", settings=dict)
 
 
 def _shared(settings: Mapping[str, Any]) -> dict[str, Any]:

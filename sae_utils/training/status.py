@@ -109,7 +109,7 @@ def passes_left(cell: Cell, seeds: Sequence[int], machines: Machines, checkpoint
         missing = [part for each in missing for part in parts_by_state(cell, each, folders)]
     for each in missing:
         part = cell.with_layers(each.layers)
-        kept = dict(kept_states(part, each.seeds, folders))
+        kept = {} if checkpoints.overwrite else dict(kept_states(part, each.seeds, folders))
         memory = part.memory(is_replicated=machines.is_replicated)
         planned = (
             passes_of(read_settings(kept[max(kept)])["passes"])

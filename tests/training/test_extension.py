@@ -80,15 +80,16 @@ def test_a_cell_that_has_grown_goes_on_from_all_of_its_states(tiny, monkeypatch)
 
 
 def test_only_a_state_of_the_same_is_gone_on_from(tiny, monkeypatch):
-    """Another learning rate, fewer seeds than share the state: from the beginning."""
+    """Another learning rate, fewer seeds than share the state, or all thrown away: from the beginning."""
     generate("--num_tokens", "2000")
     train(*FLAGS, "--max_tokens", "1280", "--keep_state")
     steps = steps_taken(monkeypatch)
     train("--lr", "0.02", "--save_every", "9", "--max_tokens", "1920")
     assert min(steps) == 1
-    steps.clear()
-    train(*FLAGS, "--num_seeds", "1", "--max_tokens", "1920")
-    assert min(steps) == 1
+    for flags in (["--num_seeds", "1"], ["--overwrite"]):
+        steps.clear()
+        train(*FLAGS, *flags, "--max_tokens", "1920")
+        assert min(steps) == 1
 
 
 def test_a_damaged_state_is_named(tiny, capsys):
