@@ -81,9 +81,10 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--controls",
         nargs="*",
-        choices=["shuffled"],
         default=[],
-        help="further sources made of each: shuffled has the same rows with the tokens of each in random order",
+        metavar="CONTROL",
+        help="further sources made of these: shuffled has the rows of each source with their tokens in random order, "
+        "shuffled:NAME those of one source",
     )
     data.add_argument("--dataset_seed", type=int, default=4, help="seed that the data sets were generated with")
     data.add_argument("--dataset_temperature", type=float, default=1.0, help="temperature they were generated with")
@@ -174,6 +175,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--eval_only",
         action="store_true",
         help="train nothing; measure and compare all finished SAEs in --checkpoint_dir on all their sources",
+    )
+    which.add_argument(
+        "--report_only",
+        action="store_true",
+        help="only make tables, figures and page of --results_dir anew, from its metrics.json; needs no model, no SAE "
+        "and no data",
     )
     comparison.add_argument(
         "--pairs",
@@ -271,6 +278,10 @@ def start(args: argparse.Namespace) -> None:
 
     split_folders(args)
     with script_output(quiet=args.quiet or not find_launch().is_main):
+        if args.report_only:
+            if find_launch().is_main:
+                show_again(args.results_dir)
+            return
         device = choose_device(args.device, is_plan=args.dry_run)
         on_gpu = device.type == "cuda" and is_here(device)
         if on_gpu:
@@ -541,29 +552,60 @@ def report(
         exports_to: Folder to write SAEs in SAELens' format into, if they are wanted.
     """
     from sae_utils.comparison.saelens_export import export_saelens
+
+    if exports_to is not None:
+        export_saelens(saes, exports_to)
+    show(results, [sae.key for sae in saes], [each.name for each in probed])
+    if exports_to is not None:
+        print(f"{exports_to / 'saelens'}: the SAEs in SAELens' format", flush=True)
+    send_to_wandb(results, saes, tracking)
+
+
+def show(results: "Results", keys: Sequence[tuple], probed: Sequence[str] = ()) -> None:
+    """Draw the page and the figures where they are not those of the results, and print the tables.
+
+    Args:
+        results: What was measured.
+        keys: Target, source, layer and seed of the SAEs to be shown on the terminal.
+        probed: Names of the labelled texts to be shown there.
+    """
     from sae_utils.report.figures import write_figures
     from sae_utils.report.freshness import fresh_figures, record_report
     from sae_utils.report.page import write_report
     from sae_utils.report.probe_tables import probe_table
     from sae_utils.report.tables import results_tables
 
-    if exports_to is not None:
-        export_saelens(saes, exports_to)
     page = results.folder / "report.html"
     if (figures := fresh_figures(results.folder)) is None:
         with results.lock():
             figures, page = write_figures(results.folder), write_report(results.folder)
             record_report(results.folder, [page, *figures])
     results.lock().remove_left_over()
-    print(results_tables(results, [sae.key for sae in saes]))
+    print(results_tables(results, keys))
     if probed:
-        print(f"\n{probe_table(results, [sae.key for sae in saes], [each.name for each in probed])}")
+        print(f"\n{probe_table(results, keys, probed)}")
     print(f"\n{page}: the comparison, with a browser of the features")
     print(f"{results.folder / 'metrics.json'}, {results.folder / 'metrics.csv'}: all numbers")
-    print(f"{figures[0].parent}: the figures, as PNG and SVG")
-    if exports_to is not None:
-        print(f"{exports_to / 'saelens'}: the SAEs in SAELens' format", flush=True)
-    send_to_wandb(results, saes, tracking)
+    print(f"{figures[0].parent}: the figures, as PNG and SVG", flush=True)
+
+
+def show_again(results_dir: Path) -> None:
+    """The same from `metrics.json` alone, and `metrics.csv`.
+
+    Raises:
+        MissingInputError: If there is no such file, or no SAE in it.
+    """
+    from sae_utils.comparison.results import check_are_ours, read_results
+    from sae_utils.errors import MissingInputError
+
+    check_are_ours(results_dir)
+    results = read_results(results_dir)
+    if not results.saes:
+        raise MissingInputError(
+            f"--report_only needs results, and {results_dir / 'metrics.json'} has none; measure first"
+        )
+    results.save()
+    show(results, sorted(results.saes))
 
 
 def send_to_wandb(results: "Results", saes: Sequence["TrainedSae"], tracking: "Tracking") -> None:

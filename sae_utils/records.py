@@ -1,9 +1,10 @@
 """What stands in the records beside every output: settings that must not change, versions, the commit."""
 
 import platform
+import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 from sae_utils.errors import InputError
 
 RECORDED_PACKAGES = ("torch", "transformers", "datasets", "eai-sparsify", "numpy", "safetensors", "wandb")
+
+Place = tuple[str, str, int]
+"""Target, source and layer of SAEs."""
 
 LATER_SETTINGS = {"hookpoint": "residual"}
 """Settings that records of earlier versions lack, with what these did."""
@@ -69,6 +73,28 @@ def variant_name(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | Non
     if differing - set(SIDE_BY_SIDE):
         return None
     return "_".join(f"{short}_{_spelled(now[name])}" for name, short in SIDE_BY_SIDE.items() if name in differing)
+
+
+def name_without(source: str, setting: str) -> str:
+    """The name of a source without one of the settings that set it apart.
+
+    >>> name_without("prose_k_64_tokens_1000000", "tokens"), name_without("prose_k_64", "k"), name_without("prose", "k")
+    ('prose_k_64', 'prose', 'prose')
+    """
+    return re.sub(rf"_{setting}_\d+(?=_|$)", "", source)
+
+
+def largest_budgets(saes: Iterable[dict[str, Any]]) -> set[Place]:
+    """Target, source and layer of the SAEs that were trained longest, of those that differ in nothing else.
+
+    Args:
+        saes: Records; what differs is known by the names of their sources.
+    """
+    most: dict[Place, tuple[int, str]] = {}
+    for sae in saes:
+        line = sae["target"], name_without(sae["source"], "tokens"), sae["layer"]
+        most[line] = max(most.get(line, (0, "")), (sae.get("n_train_tokens") or 0, sae["source"]))
+    return {(target, source, layer) for (target, _, layer), (_, source) in most.items()}
 
 
 def versions() -> dict[str, str]:

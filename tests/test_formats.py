@@ -142,7 +142,7 @@ def documented(heading: str, number: int = 0, *, without: str = ON_A_GPU) -> dic
 def as_pattern(name: str) -> str:
     """A regular expression for a name with placeholders."""
     parts = re.split(r"<(\w+)>", name)
-    return "".join(PLACEHOLDERS[part] if i % 2 else re.escape(part) for i, part in enumerate(parts))
+    return "".join(f"(?:{PLACEHOLDERS[part]})" if i % 2 else re.escape(part) for i, part in enumerate(parts))
 
 
 def fits(value: Any, kind: str) -> bool:
@@ -449,7 +449,7 @@ def test_every_number_is_defined():
     assert numbers(pair["unstable"]) == defined("Directions that are not found again")
     assert numbers(pair["codes"], "tokens") == defined("What matched latents do")
     assert numbers(sae["stability"], "elsewhere", "of") == defined("Per latent")
-    assert numbers(sae["stability"]["elsewhere"]["tiny"]) == defined("In other sources")
+    assert numbers(sae["stability"]["elsewhere"]["tiny"], "seeds") == defined("In other sources")
     about = {"source_b", "n_latents", "of", "kind", "measure"}
     assert numbers(metrics["agreements"][0], *about) == defined("Agreement of sources")
     assert numbers(metrics["contrasts"][0], *about) == defined("Between sources and within them")

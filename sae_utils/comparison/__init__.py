@@ -10,6 +10,7 @@ latent, to which every run adds what is not known yet. Its files in the order of
     groups          SAEs that are measured together, as many at a time as memory allows
     outlook         how far it has got, in one line
     measuring       every SAE on every source and on random tokens
+    firing          what latents do on other sources than their own
     probes          every SAE on labelled texts
     pairs           every two SAEs of a target and layer, matched
     lookahead       what is before it, counted for that line

@@ -13,6 +13,7 @@ from sae_utils.comparison.results import Results, remeasure
 from sae_utils.comparison.trained import TrainedSae
 from sae_utils.evaluation.contexts import HOW_CHOSEN, choose_latents, find_contexts
 from sae_utils.files import read_record, write_record
+from sae_utils.records import largest_budgets
 
 N_SHOWN = 300
 """Latents per SAE whose contexts are kept for the report, at most."""
@@ -25,8 +26,12 @@ Pairs = Mapping[tuple[int, int], Arrays]
 
 
 def describe_features(group: Group, results: Results) -> None:
-    """Write the top contexts of some latents of every SAE beside the results, where they are not known yet."""
-    saes = converged(group.saes, results)
+    """Write the top contexts of some latents of every SAE beside the results, where they are not known yet.
+
+    Of SAEs that differ in their training tokens alone, only those with most are shown.
+    """
+    largest = largest_budgets(results.saes.values())
+    saes = [sae for sae in converged(group.saes, results) if sae.key[:3] in largest]
     for source, layer in dict.fromkeys(sae.key[1:3] for sae in saes):
         members = [sae for sae in saes if sae.key[1:3] == (source, layer)]
         path = results.arrays_path(group.name, source, layer).with_suffix(".features.json")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from sae_utils.comparison.firing import COUNTED, compare_firing, rates_name
 from sae_utils.comparison.groups import Group
 from sae_utils.comparison.outlook import RANDOM_TOKENS, RECONSTRUCTION, SPLICING, Count, Outlook
 from sae_utils.comparison.results import Results, read_results
@@ -64,6 +65,7 @@ def measure(group: Group, results: Results, outlook: Outlook | None = None) -> N
             _set_diverged(results, sae.key, not has_finite_weights)
     for source in group.sources.values():
         evaluate_on(group, source, results, outlook)
+    compare_firing(converged(group.saes, results), results)
     count_fakes(group, results, outlook)
     outlook.pause()
 
@@ -140,15 +142,14 @@ def evaluate_on(group: Group, source: Source, results: Results, outlook: Outlook
             _, series, layer, seed = key
             record = results.saes[key]
             others = [each for each in record["evaluations"] if each["eval_source"] != source.name]
-            everywhere = [*others, about | numbers]
+            everywhere = [*others, about | numbers | dict.fromkeys(COUNTED)]
             record["evaluations"] = sorted(everywhere, key=lambda each: each["eval_source"])
             results.changed.add(key[:2])
-            if source.name == record["dataset"]:
-                arrays = {
-                    f"firing_rate_{seed}": counted.firing_rate.astype(np.float32),
-                    f"max_activation_{seed}": counted.max_activation.float().cpu().numpy(),
-                }
-                results.add_arrays(group.name, series, layer, **arrays)
+            is_own, rates = source.name == record["dataset"], counted.firing_rate.astype(np.float32)
+            arrays = {f"firing_rate_{seed}" if is_own else rates_name(source.name, seed): rates}
+            if is_own:
+                arrays[f"max_activation_{seed}"] = counted.max_activation.float().cpu().numpy()
+            results.add_arrays(group.name, series, layer, **arrays)
         results.save()
 
 
@@ -246,8 +247,9 @@ def _check_activations(layers: Mapping[str, LayerStatistics], group: Group, sour
 
 
 def _evaluation(results: Results, sae: TrainedSae, source: Source) -> dict[str, Any] | None:
-    """What was measured of an SAE on a source, if it was."""
+    """What was measured of an SAE on a source, if it was; earlier versions did not keep how often latents fire."""
     for each in results.saes[sae.key]["evaluations"]:
-        if (each["eval_source"], each["eval_fingerprint"]) == (source.name, source.fingerprint):
+        is_of_it = (each["eval_source"], each["eval_fingerprint"]) == (source.name, source.fingerprint)
+        if is_of_it and COUNTED[0] in each:
             return each
     return None

@@ -43,19 +43,21 @@ def measure_stability(group: Group, results: Results) -> None:
         stability = share_of_others(within.values())
         live = results.arrays(*sae.key[:3])[f"firing_rate_{sae.seed}"] > 0
         record = stability_record(stability, live, len(within))
+        found = {series: share_of_others(list(there.values())) for series, there in others.items()}
         record["elsewhere"] = {
-            source: elsewhere_record(share_of_others(there.values()), stability)
-            for source, there in others.items()
-            if source != sae.series
+            series: elsewhere_record(there, stability) | {"seeds": sorted(others[series])}
+            for series, there in found.items()
+            if series != sae.series
         }
         record["of"] = sorted([seed, results.saes[(*sae.key[:3], seed)]["weights_fingerprint"]] for seed in within)
         known = results.saes[sae.key].get("stability") or {}
+        _add_floors_elsewhere(sae, record["elsewhere"], known.get("elsewhere", {}), group, results)
+        _keep_arrays(sae, stability, found, results)
         if known.get("of") == record["of"] and known["fvu_of_stable"] is not None:
             record |= {name: known[name] for name in MEASURED}
         else:
             record |= dict.fromkeys(MEASURED) | {"floor": _floor(sae, list(within), group, results)}
             stable[sae.key] = stability >= STABLE_FROM
-            results.add_arrays(*sae.key[:3], **{f"stability_{sae.seed}": stability.astype(np.float32)})
             results.changed.add(sae.key[:2])
         results.saes[sae.key]["stability"] = record
     if stable:
@@ -143,6 +145,15 @@ def only_latents(sae: SparseCoder, is_kept: Tensor) -> SparseCoder:
     return sae
 
 
+def _keep_arrays(sae: TrainedSae, stability: np.ndarray, found: Mapping[str, np.ndarray], results: Results) -> None:
+    """Put what is known of each latent beside the results, where that is new."""
+    shares = {f"stability_{sae.seed}": stability}
+    shares |= {f"found_in_{series}_{sae.seed}": there for series, there in found.items() if series != sae.series}
+    known, arrays = results.arrays(*sae.key[:3]), {name: share.astype(np.float32) for name, share in shares.items()}
+    if new := {name: array for name, array in arrays.items() if not np.array_equal(known.get(name), array)}:
+        results.add_arrays(*sae.key[:3], **new)
+
+
 def _reconstruct_with(stable: Mapping[SaeKey, np.ndarray], group: Group, results: Results) -> None:
     """FVU of the stable latents alone, on the held-out tokens of the SAEs' own sources."""
     target = group.load_target()
@@ -163,6 +174,18 @@ def _reconstruct_with(stable: Mapping[SaeKey, np.ndarray], group: Group, results
                 explained_share = (1 - fvu_of_stable) / (1 - fvu) if fvu < 1 else None
                 results.saes[key]["stability"] |= {"fvu_of_stable": fvu_of_stable, "explained_share": explained_share}
         results.save()
+
+
+def _add_floors_elsewhere(
+    sae: TrainedSae, elsewhere: Mapping[str, dict[str, Any]], known: Mapping[str, dict], group: Group, results: Results
+) -> None:
+    """Put the floors beside what was found in other sources; they depend on seeds alone, and are kept."""
+    floors = {tuple(each["seeds"]): each["floor"] for each in known.values() if "floor" in each}
+    for each in elsewhere.values():
+        seeds = tuple(each["seeds"])
+        if seeds not in floors:
+            floors[seeds] = _floor(sae, seeds, group, results)
+        each["floor"] = floors[seeds]
 
 
 def _floor(sae: TrainedSae, seeds: Sequence[int], group: Group, results: Results) -> float:

@@ -7,8 +7,11 @@ computed here that is not in the results already: no model, no data set and no w
     tables        tables on the terminal, numbers for W&B
     dashboard     tables of a comparison for W&B
     findings      results, read again for the report
+    budgets       of several budgets, the largest
     answer        the sentences of the report
+    differences   the target's own text beside others, and what is beyond the spread
     origin        agreement between sources, in a sentence and in rows
+    matrices      tables of train source x eval source
     probe_tables  what probes found
     preparation   what SAEs were given: rows, and what was left out
     drawing       looks of the figures

@@ -38,32 +38,6 @@ def agreement_sentence(findings: Findings) -> str:
     return sentence + (f" Floor of untrained SAEs: at most {rounded(floors.high, 3)}." if floors else "")
 
 
-def source_sentence(findings: Findings) -> str | None:
-    """Whether features come back more often from a target's own text than from other sources.
-
-    Compared within each target and layer, because layers differ by far more than sources. None unless a target was
-    trained on its own text and on something else.
-    """
-    own, others, ties, n_higher = [], [], [], 0
-    for target, _, members in findings.groups:
-        sfr_of = {each.source: _sfr(each) for each in members if each.of_pairs("sfr")}
-        if target not in sfr_of or len(sfr_of) < 2:
-            continue
-        own.append(sfr_of.pop(target))
-        others.extend(sfr_of.values())
-        n_higher += own[-1] > max(sfr_of.values())
-        ties += [own[-1]] if own[-1] == max(sfr_of.values()) else []
-    if not own:
-        return None
-    means = f"(mean {rounded(Spread.of(own).mean, 3)}; other sources {rounded(Spread.of(others).mean, 3)})"
-    where, is_zero = f"of {len(own)} combinations of target and layer", not any(ties)
-    if len(ties) == len(own):
-        highest = "the highest SFR" + (", which is 0" if is_zero else "")
-        return f"In {len(ties)} {where}, the target's own text and another source tie for {highest} {means}."
-    tied = f", and in {len(ties)} it ties for it with another{', at 0' if is_zero else ''}" if ties else ""
-    return f"In {n_higher} {where}, the target's own text gives the highest SFR of all sources{tied} {means}."
-
-
 def tokenized_again_sentence(findings: Findings) -> str | None:
     """Which sources a target read in other tokens than they were sampled in; None if none, or if it is not known."""
     again = dict.fromkeys(

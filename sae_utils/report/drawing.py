@@ -21,8 +21,9 @@ from sae_utils.files import write_bytes
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#5b6470", "#d9dde2", "#fefefe"
 
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#56b4e9", "#e69f00")
-"""Okabe & Ito's colours, with a darker purple: told apart by people with any common colour blindness."""
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#56b4e9", "#e69f00", "#332288", "#999933")
+"""Okabe & Ito's colours, with a darker purple, then two of Paul Tol's muted ones: told apart by people with any common
+colour blindness."""
 
 DASHES = ((None, None), (4, 1.6), (1.2, 1.4), (6, 1.5, 1.2, 1.5))
 """Line styles of seeds, in turn: solid, dashed, dotted, dash-dotted."""

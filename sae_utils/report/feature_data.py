@@ -5,6 +5,8 @@ Tokens are numbered in a table per SAE and activations of 0 are left out: a tent
 
 from typing import Any
 
+import numpy as np
+
 from sae_utils.report.findings import Comparison, Findings
 
 SIGNIFICANT_DIGITS = 4
@@ -17,7 +19,9 @@ def browser_data(findings: Findings) -> list[dict[str, Any]]:
     Returns:
         `label`; `nLatents`; `howChosen`; `tokens`, the different tokens; `features`, each with `latent`, `rate`, `max`,
         `cosine`, `partner`, `partnerSeed`, `partnerSae` (index into this list, None if the partner is not in the
-        page), `fake`, `randomRate` and `contexts`: `[token numbers, [position, activation, position, ...], peak]`.
+        page), `fake`, `randomRate`, `sources` and `contexts`: `[token numbers, [position, activation, position, ...],
+        peak]`. Of `sources` each is `[name, share of its SAEs in which the latent comes back, firing rate there]`, the
+        SAE's own first; what is not known is None.
     """
     shown = [
         (comparison, seed)
@@ -39,7 +43,7 @@ def _one_sae(
 ) -> dict[str, Any]:
     """The object of one SAE."""
     numbers: dict[str, int] = {}
-    features = []
+    features, in_sources = [], _in_sources(findings, comparison, seed)
     for feature in comparison.features["seeds"][str(seed)]:
         other = _key(comparison, feature["partner_seed"])
         features.append(
@@ -53,6 +57,10 @@ def _one_sae(
                 "partnerSae": index_of.get(other) if feature["partner"] in latents_of.get(other, ()) else None,
                 "fake": feature["is_fake"],
                 "randomRate": _short(feature["random_rate"]),
+                "sources": [
+                    [name, *(None if array is None else _short(float(array[feature["latent"]])) for array in arrays)]
+                    for name, *arrays in in_sources
+                ],
                 "contexts": [_one_context(context, numbers) for context in feature["contexts"]],
             }
         )
@@ -63,6 +71,21 @@ def _one_sae(
         "tokens": list(numbers),
         "features": features,
     }
+
+
+def _in_sources(
+    findings: Findings, comparison: Comparison, seed: int
+) -> list[tuple[str, np.ndarray | None, np.ndarray | None]]:
+    """Of every source its name, how often latents come back in its SAEs, and how often they fire on its tokens."""
+    own, arrays = comparison.dataset, comparison.arrays
+    found = [(own, arrays.get(f"stability_{seed}"), arrays.get(f"firing_rate_{seed}"))]
+    variant = comparison.saes[0].get("variant", "")
+    for name in findings.eval_sources:
+        if name != own:
+            series = f"{name}_{variant}" if variant else name
+            names = f"found_in_{series}_{seed}", f"firing_rate_on_{name}_{seed}"
+            found.append((name, *map(arrays.get, names)))
+    return [each for each in found if any(array is not None for array in each[1:])] if len(found) > 1 else []
 
 
 def _one_context(context: dict[str, Any], numbers: dict[str, int]) -> list:

@@ -8,6 +8,7 @@ import numpy as np
 
 from sae_utils.report import plots
 from sae_utils.report.agreement_figures import agreement_by_rate, matched_cosines, seed_agreement, source_agreement
+from sae_utils.report.budgets import at_largest_budget
 from sae_utils.report.drawing import INK, MUTED, SERIES, Chart, Key, Panel, save_chart
 from sae_utils.report.findings import Comparison, Findings, read_findings
 from sae_utils.report.panels import PANEL_WIDTH, make_chart, rows_panel, rows_width, series_keys, source_colour
@@ -32,7 +33,11 @@ def write_figures(results_dir: Path) -> list[Path]:
 
 
 def make_charts(findings: Findings) -> list[Chart]:
-    """The charts whose numbers are there: without a second seed there is no agreement, without details no histogram."""
+    """The charts whose numbers are there: without a second seed there is no agreement, without details no histogram.
+
+    Of several budgets, the largest; the others are points of the figure over training tokens.
+    """
+    largest = at_largest_budget(findings)
     makers = (
         seed_agreement,
         source_agreement,
@@ -40,14 +45,14 @@ def make_charts(findings: Findings) -> list[Chart]:
         by_position,
         matched_cosines,
         agreement_by_rate,
-        agreement_over_tokens,
+        lambda _: agreement_over_tokens(findings),
         quality_over_l0,
         partial(source_matrix, name="fvu", title="FVU", is_high_good=False),
         partial(source_matrix, name="ce_recovered", title="CE recovered", is_high_good=True),
         firing_rates,
         fake_features,
     )
-    return [chart for make in makers if (chart := make(findings)) is not None]
+    return [chart for make in makers if (chart := make(largest)) is not None]
 
 
 def training_curves(findings: Findings) -> Chart | None:

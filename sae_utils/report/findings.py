@@ -144,7 +144,12 @@ class Comparison:
 
     def of_evaluations(self, name: str, eval_source: str | None = None) -> Spread | None:
         """A number measured on held-out tokens, over seeds; of the SAEs' own source unless another is named."""
-        return Spread.of(each.get(name) for each in self._evaluations(eval_source))
+        return Spread.of(self.evaluation_values(name, eval_source))
+
+    def evaluation_values(self, name: str, eval_source: str | None = None) -> list[float]:
+        """The same, one by one, where they are defined."""
+        values = [each.get(name) for each in self._evaluations(eval_source)]
+        return [value for value in values if value is not None]
 
     def interval_of_evaluations(self, name: str, eval_source: str | None = None) -> tuple[float, float] | None:
         """The same as `interval_of_random_tokens`, of a number measured on held-out tokens."""
@@ -227,6 +232,11 @@ class Findings:
         evaluated = [each["eval_source"] for sae in self.saes for each in sae.get("evaluations") or []]
         own = [each.dataset for each in self.comparisons]
         return [source for source in dict.fromkeys([*own, *evaluated]) if source in evaluated]
+
+    @property
+    def shuffled(self) -> set[str]:
+        """Names of the data sets whose tokens were shuffled."""
+        return {each["name"] for each in self.datasets if each["kind"] == "shuffled"}
 
     @property
     def groups(self) -> list[tuple[str, int, list[Comparison]]]:

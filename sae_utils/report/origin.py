@@ -119,8 +119,7 @@ def _said(findings: Findings, row: OriginRow) -> str:
 
 def _of_texts(findings: Findings, measure: str) -> list[OriginRow]:
     """The rows of two sources that are not controls."""
-    shuffled = {each["name"] for each in findings.datasets if each["kind"] == "shuffled"}
-    controls = {each.source for each in findings.comparisons if each.dataset in shuffled}
+    controls = {each.source for each in findings.comparisons if each.dataset in findings.shuffled}
     rows = origin_rows(findings, measure)
     return [row for row in rows if not controls & {row.contrast["source"], row.contrast["source_b"]}]
 

@@ -3,13 +3,14 @@
 Nothing is fetched: styles, script, drawings and data are inside. The layout is in `templates`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sae_utils.files import write_text
-from sae_utils.report import figures
+from sae_utils.report import differences, figures
 from sae_utils.report.agreement_figures import seed_agreement
 from sae_utils.report.answer import (
     agreement_sentence,
@@ -17,13 +18,15 @@ from sae_utils.report.answer import (
     caution_sentence,
     diverged_sentence,
     kinds_with_intervals,
-    source_sentence,
     tokenized_again_sentence,
     unequal_sentence,
 )
+from sae_utils.report.budgets import at_largest_budget, smaller_budgets
+from sae_utils.report.differences import difference_rows, differences_sentence
 from sae_utils.report.drawing import CSS_NAMES, Chart, inline_svg
 from sae_utils.report.feature_data import browser_data
-from sae_utils.report.findings import Comparison, Findings, Spread, read_findings
+from sae_utils.report.findings import Findings, Spread, read_findings
+from sae_utils.report.matrices import MATRICES, SHARED_MATRICES, agreement_matrices, source_matrices
 from sae_utils.report.origin import NAMES, VERDICTS, origin_rows, origin_sentence
 from sae_utils.report.panels import PANEL_WIDTH
 from sae_utils.report.preparation import exclusion_sentence, packing_sentences, packings, random_tokens_sentence
@@ -31,14 +34,6 @@ from sae_utils.report.probe_tables import MEASURES, TITLES, probe_sentence, prob
 from sae_utils.report.rounding import rounded
 
 TEMPLATES = Path(__file__).parent / "templates"
-
-MATRICES = (
-    ("fvu", "FVU", "no unit; 0 is perfect", False),
-    ("fvu_without_first_position", "FVU without first position", "no unit; 0 is perfect", False),
-    ("ce_recovered", "CE recovered", "no unit; 1 is perfect", True),
-    ("ce_diff_nats", "CE difference", "nats per token; 0 is perfect", False),
-)
-"""Numbers shown for every train source on every eval source: name, title, unit, whether a high one is good."""
 
 THRESHOLDS = ("0.5", "0.6", "0.7", "0.8", "0.9")
 
@@ -68,16 +63,20 @@ def render(findings: Findings) -> str:
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters |= {"exact": exact, "typeset": typeset}
-    charts = figures.make_charts(findings)
+    charts, smaller = figures.make_charts(findings), smaller_budgets(findings)
+    findings = at_largest_budget(findings)
     return environment.get_template("report.html.j2").render(
         css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
         js=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
         findings=findings,
-        facts=grid_facts(findings),
-        sentences=[origin_sentence(findings), agreement_sentence(findings), source_sentence(findings)],
+        facts=grid_facts(findings, smaller),
+        sentences=[origin_sentence(findings), agreement_sentence(findings), differences_sentence(findings)],
         origin_rows={measure: origin_rows(findings, measure) for measure in NAMES},
         origin_names=NAMES,
         verdicts=VERDICTS,
+        difference_rows=difference_rows(findings),
+        compared=differences.MEASURES,
+        difference_marks=differences.MARKS,
         brackets=brackets_sentence(findings),
         with_intervals=kinds_with_intervals(findings),
         caution=caution_sentence(findings),
@@ -88,7 +87,9 @@ def render(findings: Findings) -> str:
         packing_sentences=packing_sentences(findings),
         excluded=exclusion_sentence(findings),
         random_tokens=random_tokens_sentence(findings),
-        matrices=source_matrices(findings),
+        agreement_matrices=agreement_matrices(findings),
+        matrices=source_matrices(findings, MATRICES),
+        shared_matrices=source_matrices(findings, SHARED_MATRICES),
         charts=inline_charts(charts, findings),
         chart_names={chart.name for chart in charts},
         css_colours={colour: f"var(--{name})" for colour, name in CSS_NAMES.items()},
@@ -113,8 +114,8 @@ def typeset(value: float, decimals: int, *, is_share: bool = False) -> str:
     return rounded(value, decimals, is_share=is_share).replace("-", "\N{MINUS SIGN}")
 
 
-def grid_facts(findings: Findings) -> list[tuple[str, str]]:
-    """What was compared, as pairs of a name and a value."""
+def grid_facts(findings: Findings, smaller: Sequence[int] = ()) -> list[tuple[str, str]]:
+    """What was compared, as pairs of a name and a value; `smaller` are budgets that are only drawn over tokens."""
     saes = list(findings.saes)
     seeds = sorted({sae["seed"] for sae in saes})
     n_eval = [each.get("n_tokens") for sae in saes for each in sae.get("evaluations") or []]
@@ -128,21 +129,10 @@ def grid_facts(findings: Findings) -> list[tuple[str, str]]:
         ("Active latents, k", _range([sae.get("k") for sae in saes])),
         ("Training tokens", _range([sae.get("n_train_tokens") for sae in saes])),
         ("Training tokens kept", _range([sae.get("n_tokens_trained_on") for sae in saes if _has_less(sae)])),
+        ("Smaller budgets, in the figure over tokens", ", ".join(f"{n_tokens:,}" for n_tokens in smaller)),
         ("Held-out tokens", _range(n_eval)),
     ]
     return [(name, value) for name, value in facts if value]
-
-
-def source_matrices(findings: Findings) -> list[dict[str, Any]]:
-    """For each target and layer, the tables of train source x eval source; none if only one source was evaluated on."""
-    columns = findings.eval_sources
-    if len(columns) < 2:
-        return []
-    groups = []
-    for target, layer, members in findings.groups:
-        tables = [_matrix(members, columns, *numbers) for numbers in MATRICES]
-        groups.append({"target": target, "layer": layer, "tables": [table for table in tables if table]})
-    return groups
 
 
 def inline_charts(charts: list[Chart], findings: Findings) -> dict[str, dict[str, Any]]:
@@ -163,34 +153,6 @@ def _drawn(chart: Chart, name: str) -> dict[str, Any]:
         {"title": panel.title, "svg": inline_svg(panel, f"{name}-{index}")} for index, panel in enumerate(chart.panels)
     ]
     return {"panels": panels, "legend": chart.legend}
-
-
-def _matrix(
-    members: list[Comparison], columns: list[str], name: str, title: str, unit: str, is_high_good: bool
-) -> dict[str, Any] | None:
-    """One table with, per cell, the number over seeds and its place between the worst and the best of the table."""
-    cells = [[each.of_evaluations(name, column) for column in columns] for each in members]
-    known = [cell.mean for row in cells for cell in row if cell]
-    if not known:
-        return None
-    worst, best = (min(known), max(known)) if is_high_good else (max(known), min(known))
-    extent = abs(best - worst) or 1.0
-    rows = [
-        {
-            "source": each.source,
-            "cells": [
-                {
-                    "value": cell,
-                    "interval": each.interval_of_evaluations(name, column),
-                    "shade": abs(cell.mean - worst) / extent if cell else 0,
-                    "is_own": column == each.dataset,
-                }
-                for cell, column in zip(row, columns, strict=True)
-            ],
-        }
-        for each, row in zip(members, cells, strict=True)
-    ]
-    return {"title": title, "unit": unit, "columns": columns, "rows": rows}
 
 
 def _has_less(sae: dict[str, Any]) -> bool:

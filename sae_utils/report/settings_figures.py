@@ -1,9 +1,9 @@
 """Figures over what a study varies beside its sources: training tokens, and how many latents are active."""
 
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from sae_utils.records import name_without
 from sae_utils.report import plots
 from sae_utils.report.drawing import MUTED, SERIES, Chart, Key, Panel
 from sae_utils.report.findings import Comparison, Findings, Spread
@@ -84,15 +84,6 @@ def lines_over(members: Sequence[Comparison], setting: str, value: Callable[[Com
         by_rest.setdefault(name_without(each.source, setting), []).append(each)
     lines = [(name, sorted(line, key=value)) for name, line in by_rest.items()]
     return [(name, line) for name, line in lines if len({value(each) for each in line}) > 1]
-
-
-def name_without(source: str, setting: str) -> str:
-    """The name of a source without one of the settings that set it apart.
-
-    >>> name_without("prose_k_64_tokens_1000000", "tokens"), name_without("prose_k_64", "k"), name_without("prose", "k")
-    ('prose_k_64', 'prose', 'prose')
-    """
-    return re.sub(rf"_{setting}_\d+(?=_|$)", "", source)
 
 
 _UNTRAINED = Key("untrained", MUTED, dash=1)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from sae_utils.comparison.results import Results
+from sae_utils.records import largest_budgets
+from sae_utils.report.budgets import places_of
 from sae_utils.report.origin import NAMES, VERDICTS, origin_row
 from sae_utils.report.rounding import rounded
 
@@ -36,23 +38,19 @@ def results_tables(results: Results, keys: Sequence[tuple]) -> str:
     `FFR` is the share that fires on random tokens; `SFR` is the share of latents found again in the other seed. The
     interval behind a number is how far it may be off because it was measured on so many held-out sequences, blocks of
     random sequences (`FFR`) or latents (`SFR`) and no more. Of two sources: agreement of SAEs within each across seeds,
-    and between them; the ratio of what is above the floor of untrained SAEs.
+    and between them; the ratio of what is above the floor of untrained SAEs. Of several budgets, the largest.
 
     Args:
         results: What was measured.
         keys: Target, source, layer and seed of each SAE to be shown.
     """
-    tables = [text_table(_SAE_COLUMNS, [_sae_row(results.saes[key]) for key in keys])]
-    wanted = {key[:3] for key in keys}
+    wanted = largest_budgets(results.saes[key] for key in keys)
+    tables = [text_table(_SAE_COLUMNS, [_sae_row(results.saes[key]) for key in keys if key[:3] in wanted])]
     of_them = [record for key, record in sorted(results.pairs.items()) if key[:3] in wanted]
     pairs = [record for record in of_them if record["source"] == record["source_b"]]
     if pairs:
         tables.append(text_table(_PAIR_COLUMNS, [_pair_row(record) for record in pairs]))
-    contrasts = [
-        each
-        for each in results.contrasts
-        if {(each["target"], each[end], each["layer"]) for end in ("source", "source_b")} <= wanted
-    ]
+    contrasts = [each for each in results.contrasts if places_of(each) <= wanted]
     if contrasts:
         tables.append(text_table(_SOURCE_COLUMNS, [_source_row(each, results) for each in contrasts]))
     return "\n\n".join(tables)

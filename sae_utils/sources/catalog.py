@@ -13,7 +13,7 @@ from sae_utils.errors import InputError, MissingInputError, check_positive
 from sae_utils.generated_data import RECORD_FILE
 from sae_utils.models import fingerprint_tokenizer
 from sae_utils.paths import DatasetKey, find_datasets, short_name
-from sae_utils.sources.controls import SHUFFLED, control_name, shuffle_rows, shuffled
+from sae_utils.sources.controls import control_name, shuffle_rows, shuffled, to_be_shuffled
 from sae_utils.sources.corpora import (
     TEXT_COLUMN,
     corpus_name,
@@ -71,7 +71,7 @@ class SourceChoice:
     """Tokens to take of each corpus, at least; None for about as many as the smallest generated data set has."""
 
     controls: tuple[str, ...] = ()
-    """Controls that are made of every source."""
+    """Controls that are made of sources, see `to_be_shuffled`."""
 
     fetched: Mapping[str, DatasetKey] = field(default_factory=dict)
     """Data sets that those references are to, which have a seed, temperature and nucleus mass of their own."""
@@ -79,8 +79,8 @@ class SourceChoice:
     def __post_init__(self) -> None:
         names = [self.key_of(model).model for model in self.models] + [corpus_name(each) for each in self.corpora]
         check_distinct(names, "--source_models and --text_datasets")
-        if SHUFFLED in self.controls:
-            check_distinct(names + list(map(control_name, names)), "--source_models, --text_datasets and --controls")
+        controls = list(map(control_name, to_be_shuffled(self.controls, names)))
+        check_distinct(names + controls, "--source_models, --text_datasets and --controls")
         check_positive(text_tokens=self.text_tokens)
         if not names:
             raise InputError("nothing to train on: --source_models is empty and no --text_datasets are given")
@@ -115,9 +115,8 @@ def find_sources(choice: SourceChoice, ruler: Ruler) -> list[Source]:
     if n_tokens is None and generated:
         n_tokens = math.ceil(min(source.n_tokens for source in generated) * (1 + MARGIN))
     found = generated + [find_beginning(each, n_tokens, ruler, choice.packs) for each in choice.corpora]
-    if SHUFFLED not in choice.controls:
-        return found
-    return [each for source in found for each in (source, shuffled(source))]
+    twice = to_be_shuffled(choice.controls, [source.name for source in found])
+    return [each for source in found for each in ([source, shuffled(source)] if source.name in twice else [source])]
 
 
 def find_source(datasets_dir: Path, key: DatasetKey, model: str) -> Source:

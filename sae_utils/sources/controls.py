@@ -1,9 +1,11 @@
 """Controls made of other sources: the same rows with something taken away, so that one sees what it was worth."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from sae_utils.errors import InputError
 from sae_utils.files import checksum_text
 from sae_utils.seeding import sample_uniforms
 from sae_utils.sources.origins import Source
@@ -13,11 +15,33 @@ from sae_utils.sources.packs import Packed
 SHUFFLED = "shuffled"
 """The tokens of each row in random order: what is left is which tokens there are, and which stand near each other."""
 
-CONTROLS = (SHUFFLED,)
-"""What `--controls` takes."""
-
 SHUFFLE_SEED = 0
 """Of the orders; a number of its own, so that --shuffle_seed, which is of the rows, leaves them as they are."""
+
+
+def to_be_shuffled(controls: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Of which sources a shuffled form is asked for, in the order of the sources.
+
+    Args:
+        controls: What `--controls` was given: `shuffled` for all sources, or `shuffled:NAME` for one.
+        names: Short names of the sources.
+
+    Raises:
+        InputError: If it is something else, or there is no source of that name.
+
+    >>> to_be_shuffled(["shuffled"], ["prose", "code"]), to_be_shuffled(["shuffled:code"], ["prose", "code"])
+    (['prose', 'code'], ['code'])
+    """
+    wanted = set()
+    for control in controls:
+        kind, colon, name = control.partition(":")
+        if kind != SHUFFLED or (colon and name not in names):
+            raise InputError(
+                f"--controls must be {SHUFFLED}, for every source, or {SHUFFLED}:NAME for one of "
+                f"{', '.join(names) or 'none'}, got {control}"
+            )
+        wanted |= {name} if colon else set(names)
+    return [name for name in names if name in wanted]
 
 
 def shuffled(source: Source) -> Source:

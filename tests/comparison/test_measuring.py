@@ -116,7 +116,8 @@ def test_numbers_of_an_sae_are_those_of_the_single_functions(grid, source, layer
         measured = measure_reconstruction(target.model, hooked, tokens, **options)
         means = {name: each.all.mean for name, each in measured.layers.items()}
         spliced = measure_splices(target.model, hooked, tokens, means, **options, special_ids=special_ids)[0]
-        about = {name: found[name] for name in ("eval_source", "eval_fingerprint", "is_tokenized_again")}
+        of_two = ("also_live_share", "firing_overlap")  # of this source and the SAE's own: see test_firing.py
+        about = {name: found[name] for name in ("eval_source", "eval_fingerprint", "is_tokenized_again", *of_two)}
         assert about["is_tokenized_again"] == (found["eval_source"] == "other"), "which has a tokenizer of its own"
         numbers = measured.saes[0].record() | spliced
         by_position = zip(numbers.pop("fvu_by_position"), numbers.pop("ce_by_position"), strict=True)
@@ -143,8 +144,10 @@ def test_all_details_are_documented_arrays_of_one_value_per_latent(grid):
     per_pair = {"partner": "int32"} | dict.fromkeys(
         ("cosine", "best", "best_b", "floor_cosine", "firing_jaccard", "activation_correlation"), "float32"
     )
-    expected = {f"{name}_{seed}": dtype for name, dtype in per_seed.items() for seed in SEEDS}
     for source, layer in itertools.product(SOURCES, LAYERS):
+        (other,) = set(SOURCES) - {source}
+        elsewhere = {f"firing_rate_on_{other}": "float32", f"found_in_{other}": "float32"}
+        expected = {f"{name}_{seed}": dtype for name, dtype in (per_seed | elsewhere).items() for seed in SEEDS}
         stored = arrays(source, layer)
         assert {name: str(array.dtype) for name, array in stored.items()} == expected
         assert {array.shape for array in stored.values()} == {(48,)}
@@ -181,6 +184,23 @@ def test_eval_only_over_the_folder_gives_what_the_run_gave(grid):
 def test_eval_only_asks_nothing_of_the_flags_of_training(grid):
     """It measures what is there, whatever would be trained."""
     train_sae.main([*EVAL_ONLY, "--source_models", "--layers", "3", "3", "--num_seeds", "0", "--dtype", "nonsense"])
+
+
+def test_report_only_needs_the_numbers_alone(grid, tmp_path, capsys, monkeypatch):
+    """Results that were copied from another machine, or recorded in a repository: no model, no SAE, no data."""
+    numbers, table = Path("results/metrics.json").read_bytes(), Path("results/metrics.csv").read_bytes()
+    alone = tmp_path / "alone"
+    (alone / "copied").mkdir(parents=True)
+    (alone / "copied/metrics.json").write_bytes(numbers)
+    monkeypatch.chdir(alone)
+    train_sae.main(["--report_only", "--results_dir", "copied"])
+    assert "PW-MCC" in capsys.readouterr().out
+    assert Path("copied/metrics.json").read_bytes() == numbers and Path("copied/metrics.csv").read_bytes() == table
+    page = Path("copied/report.html").read_text(encoding="utf-8")
+    assert 'id="answer-table"' in page and Path("copied/figures/seed_agreement.png").exists()
+    assert "--report_only needs results, and nothing/metrics.json has none" in refused(
+        capsys, train_sae.main, ["--report_only", "--results_dir", "nothing"]
+    )
 
 
 def test_the_target_is_loaded_once_and_gone_before_the_report(grid, monkeypatch):

@@ -45,7 +45,9 @@ def test_numbers_are_those_of_a_plain_computation(grid, source, layer, seed):
     assert found["stable_share"] == np.mean(stability >= 0.5)
     (elsewhere,) = set(SOURCES) - {source}
     there = plain_stability(source, layer, seed, elsewhere)
-    assert found["elsewhere"] == {elsewhere: elsewhere_record(there, stability)}
+    about = {"seeds": [other for other in SEEDS if other != seed], "floor": found["floor"]}
+    assert found["elsewhere"] == {elsewhere: elsewhere_record(there, stability) | about}
+    assert np.array_equal(stored[f"found_in_{elsewhere}_{seed}"], there.astype(np.float32))
     assert [each for each, _ in found["of"]] == [other for other in SEEDS if other != seed]
 
 

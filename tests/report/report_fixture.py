@@ -131,6 +131,8 @@ def sae_numbers(
                     "cosine": 1 - fvu / 2,
                     "l0": 16.0,
                     "dead_share": float(rng.uniform(0.01, 0.3)),
+                    "also_live_share": 1.0 if source == base["source"] else 0.75,
+                    "firing_overlap": 1.0 if source == base["source"] else 0.5,
                     "firing_rate_quantiles": {"0.01": 0.0, "0.1": 0.001, "0.5": 0.02, "0.9": 0.11, "0.99": 0.35},
                     "ce_clean_nats": 3.1,
                     "ce_sae_nats": 3.1 + fvu * 4,
@@ -208,7 +210,7 @@ def stability(
     if n_seeds < 3:
         return None
     mean = float(rng.uniform(0.2, 0.4))
-    elsewhere = {"mean": mean * 0.8, "mean_stable": 0.7, "mean_unstable": 0.1}
+    elsewhere = {"mean": mean * 0.8, "mean_stable": 0.7, "mean_unstable": 0.1, "floor": 0.01}
     return {
         "n_others": n_seeds - 1,
         "mean": mean,

@@ -8,7 +8,6 @@ from report_fixture import edit_metrics, write_results
 from sae_utils.report.answer import (
     agreement_sentence,
     caution_sentence,
-    source_sentence,
     tokenized_again_sentence,
     unequal_sentence,
 )
@@ -36,7 +35,6 @@ def test_one_comparison_is_told_with_its_count(tmp_path):
     assert agreement_sentence(findings) == (
         "80 of 256 features are found again from one seed to another (SFR 0.312 [0.250, 0.375], floor 0.016)."
     )
-    assert source_sentence(findings) is None
 
 
 def test_several_comparisons_are_told_by_their_extremes(tmp_path):
@@ -45,10 +43,6 @@ def test_several_comparisons_are_told_by_their_extremes(tmp_path):
         "Found again from one seed to another: at worst 0 of 256 features (SFR 0.000; layer 15, trained on m), at best "
         "128 of 256 (SFR 0.500; layer 15, trained on web). Floor of untrained SAEs: at most 0.016."
     )
-    assert source_sentence(findings) == (
-        "In 1 of 2 combinations of target and layer, the target's own text gives the highest SFR of all sources (mean "
-        "0.125; other sources 0.312)."
-    )
 
 
 def test_equal_comparisons_have_no_best_and_worst(tmp_path):
@@ -56,20 +50,6 @@ def test_equal_comparisons_have_no_best_and_worst(tmp_path):
     assert agreement_sentence(findings) == (
         "Found again from one seed to another, everywhere: 64 of 256 features (SFR 0.250). Floor of untrained SAEs: "
         "at most 0.016."
-    )
-
-
-def test_a_tie_is_no_lost_comparison(tmp_path):
-    """ "In 0 of 2 the own text gives the highest" would say that another source does."""
-    zeros = findings_with(tmp_path / "0", {("m", 7): 0.0, ("web", 7): 0.0, ("m", 15): 0.0, ("web", 15): 0.0})
-    assert source_sentence(zeros) == (
-        "In 2 of 2 combinations of target and layer, the target's own text and another source tie for the highest SFR, "
-        "which is 0 (mean 0.000; other sources 0.000)."
-    )
-    some = findings_with(tmp_path / "1", {("m", 7): 0.25, ("web", 7): 0.25, ("m", 15): 0.25, ("web", 15): 0.5})
-    assert source_sentence(some) == (
-        "In 0 of 2 combinations of target and layer, the target's own text gives the highest SFR of all sources, and "
-        "in 1 it ties for it with another (mean 0.250; other sources 0.375)."
     )
 
 
@@ -121,7 +101,7 @@ def test_different_amounts_of_training_are_told_as_a_range(tmp_path):
 def test_one_seed_is_told_what_is_needed_and_not_cautioned(tmp_path):
     findings = read_findings(write_results(tmp_path, n_seeds=1, n_features=1))
     assert "needs two seeds" in agreement_sentence(findings)
-    assert source_sentence(findings) is None and caution_sentence(findings) is None
+    assert caution_sentence(findings) is None
 
 
 def test_sources_with_unequal_amounts_are_named(tmp_path):

@@ -247,11 +247,11 @@ def test_a_stronger_colour_is_a_better_number_in_every_table(tmp_path):
     text = write_report(results).read_text()
     assert "a stronger colour is a better number" in text
     tables = re.findall(r'<table class="matrix">.*?</table>', text, flags=re.DOTALL)
-    assert len(tables) == 4
+    assert len(tables) == 6
     for table in tables:
         cells = re.findall(r'--shade: ([\d.]+)".*?<data value="([^"]+)"', table)
         shades = [float(shade) for shade, _ in sorted(cells, key=lambda cell: float(cell[1]))]
-        is_high_good = "CE recovered" in table
+        is_high_good = "FVU" not in table and "CE difference" not in table
         assert shades == sorted(shades, reverse=not is_high_good)
         assert {min(shades), max(shades)} == {0, 1}
 

@@ -207,6 +207,8 @@ def test_only_one_process_reads_corpora(long_corpus):
             ["--text_datasets", "tiny-shuffled.txt", "--controls", "shuffled"],
             "and --controls must have different short",
         ),
+        (["--controls", "shuffled:prose"], "or shuffled:NAME for one of tiny, got shuffled:prose"),
+        (["--controls", "reversed"], "--controls must be shuffled, .* got reversed"),
     ],
 )
 def test_what_cannot_be_a_source_is_refused(tiny, flags, message):
@@ -243,5 +245,7 @@ def test_controls_are_sources_with_the_rows_of_theirs(long_corpus, capsys):
             pairs = [(rows[i]["input_ids"], shuffled_rows[i]["input_ids"]) for i in range(len(rows))]
             assert all(torch.equal(row.sort().values, other.sort().values) for row, other in pairs)
             assert not any(torch.equal(row, other) for row, other in pairs)
+    (_, _, of_one) = plan(*flags[:2], "--controls", "shuffled:corpus")
+    assert of_one.source == cells[3].source, "of one source it is the control that it is where all have one"
     train_sae.main([flag for flag in [*TRAIN, *flags, "--dry_run"] if flag != "--quiet"])
     assert "tokens of each row of corpus in random order behind its BOS" in capsys.readouterr().out

@@ -129,6 +129,12 @@
     if (feature.cosine !== null) add("best cosine", fixed(feature.cosine, 3).replace("-", "−"));
     add("partner", partnerElement(feature));
     add("on random tokens", share(feature.randomRate));
+    const inSources = (which) => feature.sources
+      .filter((source) => source[which] !== null)
+      .map((source) => `${source[0]} ${share(source[which])}`)
+      .join(" · ");
+    if (inSources(1)) add("comes back in SAEs of", inSources(1));
+    if (inSources(2)) add("fires on tokens of", inSources(2));
     card.append(numbers);
     const contexts = make("div", "contexts");
     for (const context of feature.contexts) contexts.append(contextElement(context, data, feature));
