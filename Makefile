@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 # A command, and how long it took.
 timed = @echo '$(1)'; start=$$(date +%s); $(1) && echo "$$(($$(date +%s) - start)) s: $(1)"
 
-.PHONY: demo test faults soak bench bench-gpu format clean distclean
+.PHONY: demo test study study-report faults soak bench bench-gpu format clean distclean
 
 # sparsify's own learning rate is for steps of many more tokens than the demo's 512; with 5e-3, FVU falls steadily.
 demo: $(VENV)/ready $(DEMO_MODEL)/config.json
@@ -32,6 +32,15 @@ test: $(VENV)/ready
 	$(call timed,$(BIN)/ruff check .)
 	$(call timed,OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_PROCESSES))
 	$(call timed,$(BIN)/python -m pytest -m gpu)
+
+# Are features the model's or the data's, of a small model and of a real one: hours on a CPU; stopped, it goes on.
+study: $(VENV)/ready $(DEMO_MODEL)/config.json
+	bash studies/own_text/small_model.sh study_output/small
+	bash studies/own_text/smollm2.sh study_output/smollm2
+
+# Pages, figures and tables of the study, from the numbers that are recorded in it.
+study-report: $(VENV)/ready
+	$(BIN)/python studies/own_text/report.py study_output/report
 
 # Both scripts while they are killed, starved, fed with nonsense (20 minutes, ends with a table), and for 10 minutes on end.
 faults: $(VENV)/ready

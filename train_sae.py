@@ -605,7 +605,8 @@ def show_again(results_dir: Path) -> None:
             f"--report_only needs results, and {results_dir / 'metrics.json'} has none; measure first"
         )
     results.save()
-    show(results, sorted(results.saes))
+    probed = {probe["name"] for record in results.saes.values() for probe in record.get("probes", [])}
+    show(results, sorted(results.saes), sorted(probed))
 
 
 def send_to_wandb(results: "Results", saes: Sequence["TrainedSae"], tracking: "Tracking") -> None:

@@ -30,6 +30,7 @@ PAGES = {
         *sorted((ROOT / "docs").glob("*.md")),
         ROOT / "benchmarks/README.md",
         ROOT / "faults/README.md",
+        *sorted((ROOT / "studies").rglob("*.md")),
     ]
 }
 """Every page by its path."""
@@ -263,7 +264,11 @@ def test_nothing_is_imported_that_is_not_required_and_nothing_required_for_nothi
     imported = set()
     for path in [
         *ROOT.glob("*.py"),
-        *(p for d in ("sae_utils", "tests", "demo", "benchmarks", "faults") for p in (ROOT / d).rglob("*.py")),
+        *(
+            p
+            for d in ("sae_utils", "tests", "demo", "benchmarks", "faults", "studies")
+            for p in (ROOT / d).rglob("*.py")
+        ),
     ]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
@@ -271,7 +276,7 @@ def test_nothing_is_imported_that_is_not_required_and_nothing_required_for_nothi
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 imported.add(node.module.split(".")[0])
     ours = {"sae_utils"} | {
-        path.stem for folder in ("tests", "benchmarks", "faults") for path in (ROOT / folder).rglob("*.py")
+        path.stem for folder in ("tests", "benchmarks", "faults", "studies") for path in (ROOT / folder).rglob("*.py")
     }
     ours |= {path.stem for path in ROOT.glob("*.py")}
     elsewhere = {"sae_lens", "sae_bench", "transformer_lens"}  # in environments of their own, which benchmarks make
@@ -332,7 +337,9 @@ def test_every_page_is_reached_from_the_readme():
 @pytest.mark.parametrize("page", PAGES)
 def test_paths_that_are_named_exist(page):
     """Files move; the pages that name them have to come along."""
-    named = re.findall(r"(?<![\w/.])(?:sae_utils|tests|benchmarks|faults|docs|demo)/[\w/.-]*(?<=[\w/])", PAGES[page])
+    named = re.findall(
+        r"(?<![\w/.])(?:sae_utils|tests|benchmarks|faults|studies|docs|demo)/[\w/.-]*(?<=[\w/])", PAGES[page]
+    )
     assert [path for path in dict.fromkeys(named) if not (ROOT / path).exists()] == []
 
 

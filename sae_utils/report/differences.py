@@ -15,8 +15,8 @@ from sae_utils.report.rounding import rounded
 MORE, LESS, WITHIN_SPREAD, ONE_VALUE = "more", "less", "no difference", "one value"
 """What can be said of the own text beside another; the last where there is no second value to spread."""
 
-MARKS = {MORE: "more", LESS: "less", WITHIN_SPREAD: "same", ONE_VALUE: "one value"}
-"""In a cell of a table; the same is what is not told apart."""
+MARKS = {MORE: "more", LESS: "less", WITHIN_SPREAD: "not told apart", ONE_VALUE: "one value"}
+"""In a cell of a table."""
 
 Interval = tuple[float, float] | None
 

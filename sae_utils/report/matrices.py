@@ -110,7 +110,12 @@ def _agreements(
         nothing = {"value": None, "interval": None, "shade": 0, "is_own": False}
         rows.append({"source": name, "cells": [cell or nothing for cell in cells]})
     unit = "no unit" if measure == "mean_matched_cosine" else "share of latents"
-    return {"title": title, "unit": f"{unit}; outlined: within a source", "columns": list(names), "rows": rows}
+    return {
+        "title": title,
+        "unit": f"{unit}; outlined: within a source; a stronger colour is more",
+        "columns": list(names),
+        "rows": rows,
+    }
 
 
 def _table(members: list[Comparison], columns: list[str], matrix: Matrix) -> dict[str, Any] | None:
