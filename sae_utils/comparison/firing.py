@@ -1,6 +1,7 @@
 """What latents do on other sources than their own: whether they fire there, and as often."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,20 +13,19 @@ COUNTED = ("also_live_share", "firing_overlap")
 
 
 def compare_firing(saes: Sequence[TrainedSae], results: Results) -> None:
-    """Add to every evaluation how firing there compares with firing on the SAE's own source, where it is not known."""
+    """Add to every evaluation how firing there compares with firing on the SAE's own source, where it is not known.
+
+    What an earlier version measured on a source that this run is not about says nothing of it, and stays as it is.
+    """
+    is_new = False
     for sae in saes:
-        record = results.saes[sae.key]
-        todo = [each for each in record["evaluations"] if each[COUNTED[0]] is None]
-        if not todo:
-            continue
-        arrays = results.arrays(*sae.key[:3])
-        own = arrays[f"firing_rate_{sae.seed}"]
-        for each in todo:
-            name = each["eval_source"]
-            is_own = name == record["dataset"]
-            each |= compare_rates(own, own if is_own else arrays[rates_name(name, sae.seed)])
-        results.changed.add(sae.key[:2])
-    results.save()
+        known = results.saes[sae.key]["evaluations"]
+        if todo := [each for each in known if COUNTED[0] in each and each[COUNTED[0]] is None]:
+            _compare(todo, sae, results)
+            results.changed.add(sae.key[:2])
+            is_new = True
+    if is_new:
+        results.save()
 
 
 def rates_name(source: str, seed: int) -> str:
@@ -55,3 +55,12 @@ def compare_rates(own: np.ndarray, there: np.ndarray) -> dict[str, float | None]
         "also_live_share": float((there[is_live] > 0).mean()) if is_live.any() else None,
         "firing_overlap": float(2 * np.minimum(own, there).sum() / total) if total else None,
     }
+
+
+def _compare(evaluations: Sequence[dict[str, Any]], sae: TrainedSae, results: Results) -> None:
+    """Add to evaluations of an SAE how firing there compares."""
+    arrays, own_source = results.arrays(*sae.key[:3]), results.saes[sae.key]["dataset"]
+    own = arrays[f"firing_rate_{sae.seed}"]
+    for each in evaluations:
+        name = each["eval_source"]
+        each |= compare_rates(own, own if name == own_source else arrays[rates_name(name, sae.seed)])

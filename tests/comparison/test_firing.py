@@ -1,6 +1,7 @@
 """What latents do on other sources than their own."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from grid_files import (
     sae_record,
 )
 
-from sae_utils.comparison.firing import compare_rates
+from sae_utils.comparison.firing import compare_firing, compare_rates
+from sae_utils.comparison.results import Results, write_arrays
 from sae_utils.evaluation.activations import layer_outputs
+from sae_utils.files import read_record, write_record
 
 
 def plain_rates(source: str, layer: int, seed: int, on: str) -> np.ndarray:
@@ -54,8 +57,6 @@ def test_latents_that_never_fire_share_nothing():
 def test_what_an_earlier_version_measured_is_completed(grid):
     """It did not keep how often latents fire on other sources; the pairs, which take hours, stay as they are."""
     before = METRICS.read_bytes()
-    from sae_utils.files import read_record, write_record
-
     record = read_record(METRICS, "")
     pairs = list(Path("results/details").rglob("*_with_*.npz"))
     times = [path.stat().st_mtime_ns for path in pairs]
@@ -66,3 +67,12 @@ def test_what_an_earlier_version_measured_is_completed(grid):
     compare_all()
     assert METRICS.read_bytes() == before
     assert pairs and [path.stat().st_mtime_ns for path in pairs] == times
+
+
+def test_an_earlier_measurement_on_a_source_of_another_run_stays(tmp_path):
+    """There are no rates of it, and its tokens may be gone."""
+    key = ("tiny", "tiny", 0, 0)
+    results = Results(tmp_path, saes={key: {"dataset": "tiny", "evaluations": [{"eval_source": "gone"}]}})
+    write_arrays(results.arrays_path(*key[:3]), {"firing_rate_0": np.ones(3, np.float32)})
+    compare_firing([SimpleNamespace(key=key, seed=0)], results)
+    assert results.saes[key]["evaluations"] == [{"eval_source": "gone"}] and not results.changed
