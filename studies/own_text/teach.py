@@ -3,7 +3,8 @@
     python studies/own_text/teach.py study_output/small/texts --seed 0 --model study_output/small/coder
 
 Every row that it sees is BOS and what follows somewhere in the text, so that what it says after BOS is like any place
-of the text, and not like the first lines of its documents. The same command goes on where it was stopped.
+of the text, and not like the first lines of its documents. The same command goes on from the last checkpoint; weights
+of a run that was stopped are other ones than those of an unbroken run, which are the same each time.
 """
 
 import argparse
