@@ -15,7 +15,7 @@ N_TOKENS=${N_TOKENS:-2048000}         # training tokens per SAE
 BUDGETS=${BUDGETS:-128000 256000 512000 1024000}
 N_SEEDS=${N_SEEDS:-3}
 LAYERS=${LAYERS:-1 2}
-LR=${LR:-1e-2}
+LR=${LR:-3e-3}
 EVAL_TOKENS=${EVAL_TOKENS:-10240}
 RANDOM_TOKENS=${RANDOM_TOKENS:-50000}
 N_SAMPLED=$((N_TOKENS + N_TOKENS / 16 + EVAL_TOKENS))
@@ -37,9 +37,9 @@ train() {
     $PYTHON "$CODE/train_sae.py" --org_name "$WORK/models" --target_models coder --source_models coder sibling \
         --text_datasets "$WORK"/texts/{taught,held_out,foreign}.jsonl "$WORK/texts/random_ids" \
         --controls shuffled:coder --datasets_dir "$WORK/datasets" --dataset_top_p 1.0 --layers $LAYERS \
-        --num_seeds "$N_SEEDS" --k 8 --lr "$LR" --ctx_len 256 --batch_size 4 --max_tokens "$N_TOKENS" \
+        --num_seeds "$N_SEEDS" --k 4 --lr "$LR" --ctx_len 256 --batch_size 4 --max_tokens "$N_TOKENS" \
         --eval_tokens "$EVAL_TOKENS" --random_tokens "$RANDOM_TOKENS" --pairs within between --wandb_mode disabled \
         --device cpu --dtype float32 "$@"
 }
 train --num_latents 512 --keep_at $BUDGETS --checkpoint_dir "$WORK/checkpoints_512" --results_dir "$WORK/results_512"
-train --num_latents 256 --checkpoint_dir "$WORK/checkpoints_256" --results_dir "$WORK/results_256"
+train --num_latents 256 --keep_at $BUDGETS --checkpoint_dir "$WORK/checkpoints_256" --results_dir "$WORK/results_256"
