@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from generation import cpu_name
+from machine import cpu_name
 
 from sae_utils.comparison.groups import ComparisonSettings, group_saes
 from sae_utils.comparison.trained import find_all_trained

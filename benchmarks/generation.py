@@ -6,14 +6,15 @@
 Every contender samples the same number of rows of the same length from BOS, in the same number format. "bare passes"
 are the forward passes of our loop at the same shapes with a fixed token instead of sampling: what is left is the price
 of sampling. "ours, fixed batches" keeps ended rows, which shows with `--early` alone. Ratios are what counts: machines
-are noisy, and the rounds of all contenders alternate.
+are noisy, and the rounds of all contenders alternate. The memory bound is what a step at least has to read, weights and
+cached keys and values, at the bandwidth of a large copy. "generate, static" has a static cache, for which transformers
+compiles the model on a GPU; that is done before and not counted.
 """
 
 import argparse
 import contextlib
 import ctypes
 import gc
-import json
 import platform
 import shlex
 import statistics
@@ -26,26 +27,17 @@ from pathlib import Path
 
 import psutil
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, GPTNeoXConfig
+from machine import add_record, copied_bytes_per_sec, device_name
+from random_model import SHAPES, random_model
+from transformers import GenerationConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from sae_utils.files import write_json
 from sae_utils.generation.kv_cache import make_cache
 from sae_utils.generation.packed_attention import attention_kernels, use_packed_attention_
+from sae_utils.generation.sample_memory import kv_bytes_per_token
 from sae_utils.generation.sampling import SamplingSettings, pace_of, prepare_for_sampling_, sample_tokens
 from sae_utils.models import LoadedModel, load_causal_lm
 from sae_utils.records import versions
-
-SHAPES = {
-    "pythia-1.4b": {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 8192},
-    "pythia-2.8b": {
-        "hidden_size": 2560,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "intermediate_size": 10240,
-    },
-}
-"""Published shapes of the models whose weights need a hub; speed does not depend on the weights."""
 
 
 def main() -> None:
@@ -64,11 +56,14 @@ def main() -> None:
         ),
         "bare passes": lambda: run_bare(source, args.rows, args.tokens),
         "generate": lambda: run_generate(plain, args, settings),
+        "generate, static": lambda: run_generate(plain, args, settings, cache_implementation="static"),
         "generate_batch": lambda: run_generate_batch(plain, args, settings),
     }
     speeds: dict[str, list[float]] = {name: [] for name in args.contenders}
     peaks: dict[str, int] = {}
     run_bare(source, args.rows, 8)  # warm up
+    if "generate, static" in args.contenders:  # compiled for this length, which is not counted
+        contenders["generate, static"]()
     for _ in range(args.rounds):
         for name in args.contenders:
             speeds[name].append(measure(name, contenders[name], source, peaks))
@@ -136,12 +131,15 @@ def run_bare(source: LoadedModel, n_rows: int, n_tokens: int) -> int:
 
 
 @torch.inference_mode()
-def run_generate(source: LoadedModel, args: argparse.Namespace, settings: SamplingSettings) -> int:
+def run_generate(source: LoadedModel, args: argparse.Namespace, settings: SamplingSettings, **options) -> int:
     """`model.generate` with sampling settings that mean the same."""
     ids = torch.full((args.rows, 1), source.bos_id, device=source.model.device)
     with_attention(source, "sdpa")
     rows = source.model.generate(
-        ids, attention_mask=torch.ones_like(ids), generation_config=generation_config(source, args, settings)
+        ids,
+        attention_mask=torch.ones_like(ids),
+        generation_config=generation_config(source, args, settings),
+        **options,
     )
     use_packed_attention_(source.model)
     if not args.early:
@@ -185,53 +183,54 @@ def load_source(args: argparse.Namespace) -> LoadedModel:
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     if args.model:
         return load_causal_lm(args.model, device, dtype)
-    shape = GPTNeoXConfig(vocab_size=50304, max_position_embeddings=2048, rotary_pct=0.25, **SHAPES[args.config])
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(shape, dtype=dtype).eval().requires_grad_(False)
+    model = random_model(args.config, device, dtype)
     return LoadedModel(args.config, model, None, 0, (0,))
+
+
+def bytes_per_token(source: LoadedModel, args: argparse.Namespace) -> float:
+    """Least bytes to be read for a token where no row ends early.
+
+    That is all weights but the embedding at every step, and every cached key and value.
+    """
+    model, longest = source.model, args.tokens
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    weights = sum(each.numel() for each in model.parameters()) - (embedding.numel() if head is not embedding else 0)
+    cached = kv_bytes_per_token(model.config, model.dtype) * args.rows * longest * (longest - 1) / 2
+    return ((longest - 1) * weights * model.dtype.itemsize + cached) / (args.rows * longest)
 
 
 def report(args: argparse.Namespace, source: LoadedModel, speeds: dict, peaks: dict) -> None:
     """Print medians and ratios, and write them to the record."""
     medians = {name: statistics.median(each) for name, each in speeds.items()}
+    bandwidth = copied_bytes_per_sec(source.model.device)
+    bound = bandwidth / bytes_per_token(source, args)
     rows = {
         name: {
             "tokens_per_sec": round(median, 1),
             "all_tokens_per_sec": [round(each, 1) for each in speeds[name]],
             "ours_is_times": round(medians["ours"] / median, 2) if "ours" in medians else None,
+            "share_of_memory_bound": round(median / bound, 3),
             "peak_memory_beside_weights_bytes": peaks[name],
         }
         for name, median in medians.items()
     }
     for name, row in rows.items():
-        print(f"{name:20} {row['tokens_per_sec']:>10,.1f} tok/s   ours is {row['ours_is_times']} times")
+        times, share = (
+            f"ours is {row['ours_is_times']} times",
+            f"{row['share_of_memory_bound']:.0%} of the memory bound",
+        )
+        print(f"{name:20} {row['tokens_per_sec']:>10,.1f} tok/s   {times:20} {share}")
     if args.record:
         record = {
             "command": "python " + shlex.join(sys.argv),
             "device": device_name(source.model.device),
             "threads": args.threads,
+            "copied_bytes_per_sec": round(bandwidth),
+            "memory_bound_tokens_per_sec": round(bound, 1),
             "results": rows,
             "versions": versions(),
         }
         add_record(args.record, record)
-
-
-def add_record(path: Path, record: dict) -> None:
-    """Add a record to a file of them."""
-    known = json.loads(path.read_text()) if path.exists() else []
-    write_json(path, [*known, record])
-
-
-def device_name(device: torch.device) -> str:
-    """Model name of what computes."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-
-
-def cpu_name() -> str:
-    """Model name of the processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def parse_args() -> argparse.Namespace:
@@ -250,7 +249,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="bfloat16")
     names = ["ours", "bare passes", "generate", "generate_batch"]
-    parser.add_argument("--contenders", nargs="+", default=names, choices=[*names, "ours, fixed batches"])
+    parser.add_argument(
+        "--contenders", nargs="+", default=names, choices=[*names, "ours, fixed batches", "generate, static"]
+    )
     parser.add_argument("--record", type=Path, help="JSON file that the result is added to")
     return parser.parse_args()
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from generation import cpu_name
+from machine import cpu_name
 
 from sae_utils.comparison.matching import match_rows
 from sae_utils.files import write_json

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from generation import cpu_name
+from machine import cpu_name
 
 from sae_utils.comparison.across import sum_up
 from sae_utils.comparison.pairs import estimate_sec, match_pairs

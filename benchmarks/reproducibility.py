@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from generation import SHAPES, add_record, device_name, load_source
+from generation import load_source
+from machine import add_record, device_name
+from random_model import SHAPES
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from sae_utils.generation.sampling import Sample, SamplingSettings, prepare_for_sampling_, sample_tokens

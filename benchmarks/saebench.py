@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from training import SAELENS_REQUIREMENTS, add_record, call_saelens
+from training import SAELENS_REQUIREMENTS, add_results, call_saelens
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train_sae
@@ -53,7 +53,7 @@ def main() -> None:
         results.append({"exclude": exclude, "layer": args.layer} | side_by_side(ours, theirs, args))
         print(json.dumps(results[-1], indent=2), flush=True)
     if args.record:
-        add_record(args, results)
+        add_results(args, results, torch.device("cpu"))
 
 
 def measured_by_us(args: argparse.Namespace, folder: Path, exclude: list[str]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from training import add_record, call_saelens
+from training import add_results, call_saelens
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import generate_datasets
@@ -48,7 +48,7 @@ def main() -> None:
     for result in results:
         print(json.dumps(result, indent=2))
     if args.record:
-        add_record(args, results)
+        add_results(args, results, torch.device("cpu"))
 
 
 def train_saes(args: argparse.Namespace, folder: Path) -> list[TrainedSae]:

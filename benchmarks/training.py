@@ -31,12 +31,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from generation import cpu_name
+from machine import add_record, device_name, multiplied_flop_per_sec, synchronize
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from sae_utils.files import write_json
 from sae_utils.models import cut_after_, find_layers, load_trunk
 from sae_utils.records import versions
 from sae_utils.sources.packing import Chunks
@@ -60,7 +59,8 @@ class StoredActivations(nn.Module):
     def __init__(self, activations: dict[str, Tensor]) -> None:
         super().__init__()
         self.layers = nn.ModuleDict({name.rpartition(".")[2]: Stored(each) for name, each in activations.items()})
-        self.device, self.base_model = next(iter(activations.values())).device, self
+        first = next(iter(activations.values()))
+        self.device, self.dtype, self.base_model = first.device, first.dtype, self
         self.dummy_inputs = {"input_ids": torch.zeros(1, 1, dtype=torch.long)}
 
     def forward(self, input_ids: Tensor) -> None:
@@ -105,7 +105,8 @@ def main() -> None:
 def contenders_of(shape: SimpleNamespace) -> dict[str, Callable[[], tuple[int, float, int]]]:
     """What is run, by name; each returns the number of SAEs, seconds, and tokens that each SAE was trained on."""
     args = shape.args
-    model = load_trunk(args.model, torch.device("cpu"), torch.bfloat16)
+    device, dtype = torch.device(args.device), torch.bfloat16
+    model = load_trunk(args.model, device, dtype)
     cut_after_(model, max(shape.layers))
     names = [f"{find_layers(model)[0]}.{layer}" for layer in shape.layers]
     warm_up = shape.chunks.select(range(args.batch_size))
@@ -115,15 +116,15 @@ def contenders_of(shape: SimpleNamespace) -> dict[str, Callable[[], tuple[int, f
         with tempfile.TemporaryDirectory() as folder:
             SaeTrainer(config(shape, names), warm_up, model, work_dir=Path(folder)).fit()
             trainer = SaeTrainer(config(shape, names), shape.chunks, model, work_dir=Path(folder))
-            return n_saes, timed(trainer.fit), n_tokens
+            return n_saes, timed(trainer.fit, device), n_tokens
 
     def sparsify() -> tuple[int, float, int]:
-        whole = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16).eval()
+        whole = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype).to(device).eval()
         elapsed_sec = 0.0
         for seed in range(shape.n_seeds):
             with captured_prints(), contextlib.redirect_stderr(io.StringIO()):
                 trainer = UnsavedTrainer(config(shape, names, seeds=[seed]), shape.chunks, whole)
-                elapsed_sec += timed(trainer.fit)
+                elapsed_sec += timed(trainer.fit, device)
         return n_saes, elapsed_sec, n_tokens
 
     def saelens(mode: str) -> tuple[int, float, int]:
@@ -140,13 +141,13 @@ def contenders_of(shape: SimpleNamespace) -> dict[str, Callable[[], tuple[int, f
             return hook
 
         handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
-        forward_sec = timed(lambda: run_forward(model, shape.chunks, args.batch_size))
+        forward_sec = timed(lambda: run_forward(model, shape.chunks, args.batch_size), device)
         for handle in handles:
             handle.remove()
         stub = StoredActivations(stored)
         with tempfile.TemporaryDirectory() as folder:
             trainer = SaeTrainer(config(shape, names), shape.chunks, stub, work_dir=Path(folder))
-            return n_saes, forward_sec + timed(trainer.fit), n_tokens
+            return n_saes, forward_sec + timed(trainer.fit, device), n_tokens
 
     known = {
         "ours": ours,
@@ -175,7 +176,8 @@ def config(shape: SimpleNamespace, hookpoints: list[str], seeds: list[int] | Non
 def run_forward(model: nn.Module, chunks: Chunks, batch_size: int) -> None:
     """The target's forward passes, in the batches of training."""
     for start in range(0, len(chunks), batch_size):
-        model(torch.stack([chunks[i]["input_ids"] for i in range(start, start + batch_size)]))
+        rows = torch.stack([chunks[i]["input_ids"] for i in range(start, start + batch_size)])
+        model(rows.to(model.device))
 
 
 def run_saelens(args: argparse.Namespace, mode: str, hooks: list[str], n_seeds: int, d_model: int) -> tuple[float, int]:
@@ -211,10 +213,12 @@ def call_saelens(environment: Path, script: str, settings: dict[str, Any]) -> di
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def timed(run: Callable[[], None]) -> float:
+def timed(run: Callable[[], None], device: torch.device) -> float:
     """Seconds of a call."""
+    synchronize(device)
     start = time.perf_counter()
     run()
+    synchronize(device)
     return time.perf_counter() - start
 
 
@@ -239,20 +243,21 @@ def report(args: argparse.Namespace, table: dict[str, dict]) -> None:
                 f"{shape:24} {name:14} {row['sae_tokens_per_sec']:>8,} SAE-tok/s   ours is {row['ours_is_times']} times"
             )
     if args.record:
-        add_record(args, table)
+        device = torch.device(args.device)
+        rate = multiplied_flop_per_sec(device, torch.bfloat16)
+        add_results(args, {"multiplied_flop_per_sec": round(rate)} | table, device)
 
 
-def add_record(args: argparse.Namespace, results: Any) -> None:
+def add_results(args: argparse.Namespace, results: Any, device: torch.device) -> None:
     """Add results to the file of records, with the command, the machine and the versions that gave them."""
     record = {
         "command": "python " + shlex.join(sys.argv),
-        "device": cpu_name(),
+        "device": device_name(device),
         "threads": args.threads,
         "results": results,
         "versions": versions() | {"saelens": SAELENS_REQUIREMENTS[0].partition("==")[2]},
     }
-    known = json.loads(args.record.read_text()) if args.record.exists() else []
-    write_json(args.record, [*known, record])
+    add_record(args.record, record)
 
 
 def parse_args() -> argparse.Namespace:
@@ -266,6 +271,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=12, help="steps of every contender")
     parser.add_argument("--rounds", type=int, default=3, help="runs of every contender; the median counts")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--grid",
         nargs="+",

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from generation import add_record, device_name
+from machine import add_record, device_name
 from transformers import AutoModel, GPTNeoXConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))

@@ -257,6 +257,7 @@ def test_a_card_on_which_no_kernel_runs_is_not_used(monkeypatch, caplog):
 
 def test_processes_do_not_go_on_some_on_gpus_and_some_on_cpus(monkeypatch):
     """Each knows its own card only; those that wait for it on a GPU would wait for ever."""
+    pretend_nvidia_smi(monkeypatch, "echo No devices were found")
     pretend_gpus(monkeypatch, 2, fails_with=NO_KERNEL)
     pretend_launch(monkeypatch, rank=1, n=2, local_rank=1, n_local=2)
     with pytest.raises(

@@ -99,7 +99,7 @@ def test_killed_generation_on_a_gpu_goes_on(tiny):
     # A process of its own: CUDA does not survive a fork.
     code = "import sys; from conftest import _run_until; import generate_datasets\n"
     code += "_run_until(generate_datasets.main, sys.argv[1:], 4)"
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     killed = subprocess.run([sys.executable, "-c", code, *argv], env=os.environ | {"PYTHONPATH": path})
     assert killed.returncode < 0
     generate_datasets.main(argv)

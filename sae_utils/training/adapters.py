@@ -40,12 +40,38 @@ def adapted_sparsify(device: torch.device) -> Iterator[None]:
     bitsandbytes = sys.modules.pop(BITSANDBYTES, None)
     sys.modules[BITSANDBYTES] = None  # its import then fails as if it were not installed
     try:
-        yield
+        with numbers_written_by_the_device():
+            yield
     finally:
         module.tqdm, module.DDP, module.Muon = bar, ddp, muon
         del sys.modules[BITSANDBYTES]
         if bitsandbytes is not None:
             sys.modules[BITSANDBYTES] = bitsandbytes
+
+
+@contextlib.contextmanager
+def numbers_written_by_the_device() -> Iterator[None]:
+    """While open, a GPU writes single numbers itself that PyTorch would copy from the host.
+
+    For such a copy it has to finish all that it was given, and meanwhile is given nothing. sparsify asks for two at
+    every step of every SAE: a zero for each loss that is not wanted, and True for latents that have fired.
+    """
+    new_tensor, set_item = Tensor.new_tensor, Tensor.__setitem__
+
+    def new_number(tensor: Tensor, data: Any, **kwargs) -> Tensor:
+        return tensor.new_full((), data, **kwargs) if isinstance(data, float) else new_tensor(tensor, data, **kwargs)
+
+    def set_flags(tensor: Tensor, index: Any, value: Any) -> None:
+        if value is True and isinstance(index, Tensor) and index.dtype == torch.int64 and index.dim() == 1:
+            tensor.index_fill_(0, index, value)
+        else:
+            set_item(tensor, index, value)
+
+    Tensor.new_tensor, Tensor.__setitem__ = new_number, set_flags
+    try:
+        yield
+    finally:
+        Tensor.new_tensor, Tensor.__setitem__ = new_tensor, set_item
 
 
 @contextlib.contextmanager

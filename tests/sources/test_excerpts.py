@@ -268,7 +268,7 @@ def test_of_a_hub_only_what_is_needed_is_fetched(ruler, tmp_path):
         environment = os.environ | {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}
         client = subprocess.Popen(
             [sys.executable, "-c", CLIENT, NAME],
-            env=environment | {"PYTHONPATH": str(ROOT)},
+            env=environment | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

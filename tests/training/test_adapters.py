@@ -1,0 +1,50 @@
+"""What sparsify's trainer is handed in place of parts of its own."""
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sae_utils.training.adapters import numbers_written_by_the_device
+
+
+class Operations(TorchDispatchMode):
+    """Takes down which operations tensors go through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_single_numbers_are_written_by_operations_of_the_device():
+    """A GPU would have to finish everything before a copy from the host, at every step of every SAE.
+
+    What is copied passes below what a CPU can watch, so the operations are named that copy nothing.
+    """
+    outputs, fired = torch.ones(3, 4, dtype=torch.bfloat16), torch.zeros(8, dtype=torch.bool)
+    latents = torch.zeros(5, dtype=torch.int64)
+    with numbers_written_by_the_device(), Operations() as operations:
+        zero = outputs.new_tensor(0.0)
+        fired[latents] = True
+    assert operations.names == ["new_full", "index_fill_"]
+    assert (zero.shape, zero.dtype, zero.tolist()) == ((), torch.bfloat16, 0.0)
+
+
+def test_numbers_are_the_same_as_ever():
+    """And all that is written otherwise stays as it was, inside and afterwards."""
+
+    def written() -> list[list]:
+        fired, rows = torch.zeros(6, dtype=torch.bool), torch.zeros(3, 2, dtype=torch.bool)
+        fired[torch.tensor([4, 1, 4])] = True
+        fired[torch.tensor([False] * 5 + [True])] = True
+        rows[torch.tensor([2])] = True
+        rows[0, 1] = True
+        return [each.tolist() for each in (fired, rows, fired.double().new_tensor(0.5), rows.new_tensor([1, 0]))]
+
+    before = written()
+    with numbers_written_by_the_device():
+        assert written() == before
+    assert written() == before
+    assert before[0] == [False, True, False, False, True, True]
