@@ -27,8 +27,11 @@ logger = logging.getLogger(__name__)
 LOGIT_SETS = 2
 """Logits of a batch, `(tokens, vocab)`, side by side: of the untouched model, and with a layer's output replaced."""
 
-PIECE_COPIES = 5
-"""Float32 arrays side by side while pieces of them are compared: log-probabilities of both, and steps to their KL."""
+LOG_PROBABILITY_SETS = 1
+"""The same in float32, of the untouched model."""
+
+PIECE_COPIES = 4
+"""Float32 arrays side by side while pieces are compared: log-probabilities of the other model, and steps to the KL."""
 
 
 @dataclass(frozen=True)
@@ -145,14 +148,14 @@ class Group:
     def batch_bytes(self, saes: Sequence[TrainedSae], target: LoadedModel) -> int:
         """Memory that measuring these SAEs takes beside them, whatever their number, for one batch.
 
-        Two sets of logits and the pieces of them that become log-probabilities; the layers' outputs, also in float64;
+        Two sets of logits, log-probabilities of one and of pieces of the other; the layers' outputs, also in float64;
         and all latents of every token, for one SAE at a time.
         """
         n_tokens = self.settings.batch_size * saes[0].eval_shape[2]
         vocab, d_model = target.model.get_output_embeddings().weight.shape
         n_layers = len({sae.layer for sae in saes})
         n_latents = max(sae.record["n_latents"] for sae in saes)
-        logits = LOGIT_SETS * n_tokens * vocab * target.model.dtype.itemsize
+        logits = (LOGIT_SETS * target.model.dtype.itemsize + LOG_PROBABILITY_SETS * 4) * n_tokens * vocab
         pieces = PIECE_COPIES * 4 * min(LOGITS_AT_ONCE, n_tokens * vocab)
         outputs = (n_layers * target.model.dtype.itemsize + DENSE_COPIES * 8) * n_tokens * d_model
         return logits + pieces + outputs + LATENT_COPIES * 4 * n_tokens * n_latents

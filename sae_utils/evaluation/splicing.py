@@ -48,25 +48,31 @@ class Losses:
 
     by_sequence: list[tuple[float, float, int]] = field(default_factory=list)
     """Of each sequence: cross-entropy of the tokens that follow; KL of the untouched model's next-token distributions
-    from those of the model with a replaced output; number of predictions."""
+    from those of the model with a replaced output, 0 where it is not asked for; number of predictions."""
 
     by_bin: Tensor | float = 0.0
     """The same three of each bin of positions at which predictions are made, float64 `(3, n_bins)`."""
 
-    def add(self, clean: Tensor, spliced: Tensor, ids: Tensor, is_counted: Tensor) -> None:
-        """Take in the logits of a batch, both `(batch, seq, vocab)`, its ids, `(batch, seq)`, and what counts of it.
+    def add(self, spliced: Tensor, ids: Tensor, is_counted: Tensor, log_p: Tensor | None = None) -> None:
+        """Take in a batch.
 
-        `is_counted` is bool `(batch, seq - 1)`.
+        Args:
+            spliced: Logits, `(batch, seq, vocab)`.
+            ids: `(batch, seq)`.
+            is_counted: Which predictions count, bool `(batch, seq - 1)`.
+            log_p: Log-probabilities of the untouched model, `(batch, seq - 1, vocab)`; None if no KL is asked for.
         """
-        n_rows = max(1, LOGITS_AT_ONCE // clean.shape[-1])
+        n_rows = max(1, LOGITS_AT_ONCE // spliced.shape[-1])
         for sequence in range(len(ids)):
-            targets = ids[sequence, 1:].split(n_rows)
-            pieces = clean[sequence, :-1].split(n_rows), spliced[sequence, :-1].split(n_rows)
+            targets, pieces = ids[sequence, 1:].split(n_rows), spliced[sequence, :-1].split(n_rows)
+            untouched = [None] * len(pieces) if log_p is None else log_p[sequence].split(n_rows)
             found = []
-            for clean_piece, spliced_piece, target in zip(*pieces, targets, strict=True):
-                log_q = log_probabilities(spliced_piece)  # (tokens, vocab)
+            for piece, target, log_p_piece in zip(pieces, targets, untouched, strict=True):
+                log_q = log_probabilities(piece)  # (tokens, vocab)
                 cross_entropy = -log_q.gather(-1, target[:, None]).squeeze(-1).double()
-                found.append(torch.stack([cross_entropy, kl_divergence(log_probabilities(clean_piece), log_q)]))
+                has_kl = log_p_piece is not None
+                kl = kl_divergence(log_p_piece, log_q) if has_kl else torch.zeros_like(cross_entropy)
+                found.append(torch.stack([cross_entropy, kl]))
             counts = is_counted[sequence]
             found = torch.cat(found, dim=1).masked_fill(~counts, 0.0)  # (2, seq - 1)
             found = functional.pad(torch.cat([found, counts[None].double()]), (0, 1))  # nothing follows the last token
@@ -146,7 +152,8 @@ def measure_splices(
         saes: The SAEs and the decoder layers that they read.
         chunks: Held-out sequences.
         mean_activations: By layer, `(d_model,)`: `LayerStatistics.all.mean` over these same sequences.
-        batch_size: Sequences per forward pass. Two sets of logits, `(batch, seq, vocab)`, are held at a time.
+        batch_size: Sequences per forward pass. Two sets of logits, `(batch, seq, vocab)`, and one of log-probabilities
+            in float32 are held at a time.
         exclusion: Positions whose activations are not replaced, and at which no prediction counts.
         special_ids: Tokens whose prediction does not count.
         on_tokens: Called with the number of tokens done, for progress.
@@ -169,6 +176,7 @@ def measure_splices(
         ids = ids.to(model.device)
         with recorded_outputs(model, layers_to) as outputs:
             clean = model(ids, use_cache=False).logits  # (batch, seq, vocab)
+        log_p = log_probabilities(clean[:, :-1])  # once for all SAEs
         for hookpoint, output in outputs.items():
             layers, activations = layers_to[hookpoint], activation_in(output)
             kept = exclusion.keeps(ids, activations)
@@ -176,7 +184,7 @@ def measure_splices(
             if hookpoint not in clean_of:  # what counts is the same for all layers, but for a limit for norms
                 clean_of[hookpoint] = hookpoint if exclusion.max_norm else next(iter(outputs))
             if clean_of[hookpoint] == hookpoint:
-                losses["clean", hookpoint].add(clean, clean, ids, is_counted)
+                losses["clean", hookpoint].add(clean, ids, is_counted)
             if hookpoint not in is_resumed:
                 is_layer = len(layers) > 1 or layers[0] in find_layers(model)[1]
                 is_resumed[hookpoint] = is_layer and can_resume(model, layers, ids, output, clean)
@@ -184,7 +192,7 @@ def measure_splices(
                 new_output = with_activation(output, replacement)
                 with replaced_output(layers, new_output, is_resumed=is_resumed[hookpoint]):
                     spliced = model(ids, use_cache=False).logits
-                losses[key].add(clean, spliced, ids, is_counted)
+                losses[key].add(spliced, ids, is_counted, log_p if key[0] == "sae" else None)
                 del spliced  # before the next set of logits is made
         on_tokens(ids.numel())
     return {
