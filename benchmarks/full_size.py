@@ -13,7 +13,6 @@ import contextlib
 import importlib
 import io
 import json
-import resource
 import shlex
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import time
 from pathlib import Path
 
 import torch
-from machine import add_record, device_name
+from machine import add_record, device_name, peak_resident_bytes
 from random_model import SHAPES
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -72,7 +71,7 @@ def steps(args: argparse.Namespace, folder: Path, model: Path) -> dict[str, list
 def call(*argv: str) -> dict:
     """What a script says and takes, in a process of its own; errors go through."""
     command = [sys.executable, __file__, ".", "--one", *argv[:1], shlex.join(argv[1:])]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=Path.cwd())
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -82,7 +81,7 @@ def run_here(script: str, argv: str) -> dict:
     with contextlib.redirect_stdout(output):
         importlib.import_module(script.removesuffix(".py")).main(shlex.split(argv))
     row = {"sec": round(time.perf_counter() - began, 1), "output": output.getvalue()}
-    row["resident_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    row["resident_bytes"] = peak_resident_bytes()
     if torch.cuda.is_initialized():
         row["gpu_allocated_bytes"] = torch.cuda.max_memory_allocated()
         row["gpu_reserved_bytes"] = torch.cuda.max_memory_reserved()

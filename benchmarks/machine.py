@@ -2,6 +2,7 @@
 
 import json
 import platform
+import resource
 import statistics
 import sys
 import time
@@ -36,6 +37,11 @@ def cpu_name() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def peak_resident_bytes() -> int:
+    """Most memory that this process has had so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def copied_bytes_per_sec(device: torch.device) -> float:

@@ -12,7 +12,6 @@ is left out where all cosines in float64 would not fit the machine.
 import argparse
 import json
 import os
-import resource
 import shlex
 import subprocess
 import sys
@@ -29,10 +28,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from machine import cpu_name
+from machine import add_record, device_name, peak_resident_bytes
 
 from sae_utils.comparison.matching import match_rows
-from sae_utils.files import write_json
 from sae_utils.records import versions
 
 NOISE = 0.48
@@ -51,7 +49,7 @@ def main() -> None:
             rows.append(run_alone(args, name, kind, size, d_model))
             print(describe(rows[-1]), flush=True)
     if args.record:
-        add_record(args, rows)
+        add_results(args, rows)
 
 
 def describe(row: dict) -> str:
@@ -91,8 +89,7 @@ def measure(name: str, kind: str, n_latents: int, d_model: int, device: str, n_t
         "n_latents": n_latents,
         "d_model": d_model,
         "sec": round(time.perf_counter() - start, 2),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if sys.platform == "darwin" else 1024),
+        "peak_memory_bytes": peak_resident_bytes(),
         "total_cosine": round(float(cosine.sum(dtype="float64")), 3),
         "load_average": round(os.getloadavg()[0], 2),
         "steps": steps,
@@ -118,17 +115,16 @@ def make_dictionaries(kind: str, n_latents: int, d_model: int) -> tuple[Tensor, 
     return a, b
 
 
-def add_record(args: argparse.Namespace, rows: list[dict]) -> None:
+def add_results(args: argparse.Namespace, rows: list[dict]) -> None:
     """Add these rows to the record."""
     record = {
         "command": "python " + shlex.join(sys.argv),
-        "device": torch.cuda.get_device_name() if torch.device(args.device).type == "cuda" else cpu_name(),
+        "device": device_name(torch.device(args.device)),
         "threads": args.threads,
         "results": rows,
         "versions": versions() | {package: metadata.version(package) for package in ("scipy", "ortools")},
     }
-    known = json.loads(args.record.read_text()) if args.record.exists() else []
-    write_json(args.record, [*known, record])
+    add_record(args.record, record)
 
 
 def parse_args() -> argparse.Namespace:

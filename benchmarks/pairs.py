@@ -13,7 +13,6 @@ import argparse
 import json
 import logging
 import os
-import resource
 import shlex
 import sys
 import tempfile
@@ -28,12 +27,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from machine import cpu_name
+from machine import add_record, device_name, peak_resident_bytes
 
 from sae_utils.comparison.across import sum_up
 from sae_utils.comparison.pairs import estimate_sec, match_pairs
 from sae_utils.comparison.results import Results
-from sae_utils.files import write_json
 from sae_utils.records import versions
 from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig
 
@@ -131,8 +129,7 @@ def main() -> None:
         "sec_per_pair": round((matched - began) / max(1, len(results.pairs) - n_known), 1),
         "sec_per_pair_estimated": round(estimated, 1),
         "sec_to_sum_up": round(time.perf_counter() - matched, 1),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if sys.platform == "darwin" else 1024),
+        "peak_memory_bytes": peak_resident_bytes(),
         "planted": {"between": n_planted[0] / args.n_latents, "within": sum(n_planted) / args.n_latents},
         "agreements": [
             {name: each[name] for name in ("source", "source_b", "kind", "sfr", "sfr_interval", "mean_matched_cosine")}
@@ -143,20 +140,19 @@ def main() -> None:
     }
     print(json.dumps(row, indent=1))
     if args.record:
-        add_record(args, row)
+        add_results(args, row)
 
 
-def add_record(args: argparse.Namespace, row: dict) -> None:
+def add_results(args: argparse.Namespace, row: dict) -> None:
     """Add this run to the record."""
     record = {
         "command": "python " + shlex.join(sys.argv),
-        "device": torch.cuda.get_device_name() if torch.device(args.device).type == "cuda" else cpu_name(),
+        "device": device_name(torch.device(args.device)),
         "threads": args.threads,
         "results": [row],
         "versions": versions() | {"ortools": metadata.version("ortools")},
     }
-    known = json.loads(args.record.read_text()) if args.record.exists() else []
-    write_json(args.record, [*known, record])
+    add_record(args.record, record)
 
 
 def parse_args() -> argparse.Namespace:
