@@ -134,9 +134,10 @@ def differences_sentence(findings: Findings) -> str | None:
     counts = {verdict: sum(each.verdict == verdict for each in found) for verdict in (MORE, LESS, WITHIN_SPREAD)}
     own, other = (sum(getattr(each, end) for each in found) / len(found) for end in ("own", "other"))
     return (
-        f"The target's own text or another? Of {len(found)} comparisons on one layer, more features come back from the "
-        f"own text in {counts[MORE]} and fewer in {counts[LESS]}; in {counts[WITHIN_SPREAD]} the difference is within "
-        f"the spread of pairs or latents (mean SFR {rounded(own, 3)}; other texts {rounded(other, 3)})."
+        f"The target's own text or another? Of {len(found)} comparisons with a text on one layer, more features come "
+        f"back from the own text in {counts[MORE]} and fewer in {counts[LESS]}; in {counts[WITHIN_SPREAD]} the "
+        f"difference is within the spread of pairs or latents (mean SFR {rounded(own, 3)}; other texts "
+        f"{rounded(other, 3)})."
     )
 
 

@@ -86,7 +86,9 @@ def write_results(
             metrics[name] += [about | each for each in summary]
         for source, arrays in of_sources.items():
             stem = results / "details" / f"{cell_name(target, source)}_layers.{layer}"
-            np.savez(f"{stem}.npz", **arrays)
+            np.savez(
+                f"{stem}.npz", **arrays, **arrays_of_others([each for each in all_sources if each != source], arrays)
+            )
             within = {
                 (each["seed"], each["seed_b"]): of_pair
                 for each, of_pair in pairs
@@ -235,6 +237,17 @@ def detail_arrays(rng: np.random.Generator, seeds: Sequence[int], n_latents: int
         arrays[f"random_rate_{seed}"] = rng.beta(0.3, 9, n_latents).astype(np.float32)
         arrays[f"is_fake_{seed}"] = arrays[f"random_rate_{seed}"] > 0.1
     return arrays
+
+
+def arrays_of_others(others: Sequence[str], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """How latents come back in the SAEs of other sources, and fire on their tokens."""
+    rng, found = np.random.default_rng(1), {}
+    for other, (name, rates) in itertools.product(others, arrays.items()):
+        if name.startswith("firing_rate_"):
+            seed = name.removeprefix("firing_rate_")
+            found[f"firing_rate_on_{other}_{seed}"] = rng.permutation(rates)
+            found[f"found_in_{other}_{seed}"] = rng.choice([0, 0.5, 1], len(rates)).astype(np.float32)
+    return found
 
 
 def make_pairs(

@@ -73,9 +73,9 @@ def test_one_pair_has_no_spread(tmp_path):
 def test_the_sentence_counts_what_can_be_told(tmp_path):
     ratios = {"m": [0.5, 0.6, 0.7], "web": [0.2, 0.3, 0.4], "book": [0.4, 0.6, 0.8]}
     assert differences_sentence(findings_with(tmp_path, ratios)) == (
-        "The target's own text or another? Of 2 comparisons on one layer, more features come back from the own text in "
-        "1 and fewer in 0; in 1 the difference is within the spread of pairs or latents (mean SFR 0.600; other texts "
-        "0.450)."
+        "The target's own text or another? Of 2 comparisons with a text on one layer, more features come back from the "
+        "own text in 1 and fewer in 0; in 1 the difference is within the spread of pairs or latents (mean SFR 0.600; "
+        "other texts 0.450)."
     )
 
 

@@ -136,6 +136,24 @@ def test_browser_jumps_to_the_partner(opened):
 
 @needs_chromium
 @pytest.mark.slow
+def test_browser_tells_every_source_in_a_row(browser, large_page):
+    """Beside each other they can be compared; in one sentence seven of them cannot."""
+    browser.open(large_page, width=1280)
+    first = next(each for each in data(browser, 0) if each["latent"] == numbers(browser)[0])
+    table = "document.querySelector('.feature .sources')"
+    shown = browser.run(f"[...{table}.rows].map((row) => [...row.cells].map((cell) => cell.textContent))")
+    assert shown[0] == ["source", "found in", "fires on"]
+    assert [row[0] for row in shown[1:]] == [source[0] for source in first["sources"]] and len(shown) == 4
+    for row, (_, found, rate) in zip(shown[1:], first["sources"], strict=True):
+        for cell, value in zip(row[1:], (found, rate), strict=True):
+            if value:
+                assert float(cell.rstrip("%")) == pytest.approx(100 * value, rel=0.02)
+            else:
+                assert cell == {None: "\u2013", 0: "never"}[value]
+
+
+@needs_chromium
+@pytest.mark.slow
 def test_browser_shows_hostile_tokens_as_they_are(opened):
     """Tokens are data: nothing of them runs, and what can be seen of them reads as it was encoded."""
     assert opened.run("typeof window.broken") == "undefined"

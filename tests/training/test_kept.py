@@ -76,6 +76,26 @@ def test_what_is_kept_is_compared_like_any_other(tiny):
     assert times("checkpoints", "results") == dates
 
 
+def test_a_point_of_a_curve_is_measured_on_its_own_source(tiny):
+    """The SAEs of the largest budget on every source; an SAE with other settings is no point of their curve."""
+    generate("--num_tokens", "2000")
+    argv = [*TRAIN, *SIGNUM, "--controls", "shuffled", "--num_seeds", "1", "--random_tokens", "500"]
+    train_sae.main([*argv, "--keep_at", "640"])
+    train_sae.main([*argv, "--k", "2", "--max_tokens", "640"])
+    metrics = json.loads(Path("results/metrics.json").read_text())
+    measured = {sae["source"]: [each["eval_source"] for each in sae["evaluations"]] for sae in metrics["saes"]}
+    everywhere = ["tiny", "tiny-shuffled"]
+    assert measured == {
+        "tiny": everywhere,
+        "tiny-shuffled": everywhere,
+        "tiny_tokens_640": ["tiny"],
+        "tiny-shuffled_tokens_640": ["tiny-shuffled"],
+        "tiny_k_2_tokens_640": everywhere,
+        "tiny-shuffled_k_2_tokens_640": everywhere,
+    }
+    assert all(sae["random_tokens"] for sae in metrics["saes"])
+
+
 def test_what_was_not_kept_is_trained_by_itself(tiny):
     """Asked for when the way is over; and layers that are added later have theirs as well."""
     generate("--num_tokens", "2000")

@@ -105,6 +105,28 @@
     return button;
   }
 
+  function sourcesElement(feature) {
+    const table = make("table", "sources");
+    const row = (cells) => {
+      const line = make("tr");
+      line.append(...cells.map((cell, column) => make(column ? "td" : "th", "", cell)));
+      return line;
+    };
+    const known = [1, 2].filter((which) => feature.sources.some((source) => source[which] !== null));
+    const names = ["source", "found in", "fires on"];
+    const head = make("thead");
+    head.append(row([names[0], ...known.map((which) => names[which])]));
+    for (const cell of head.querySelectorAll("td")) cell.title = cell.textContent === names[1]
+      ? "share of the other seeds' SAEs of this source in which the feature comes back"
+      : "share of the held-out tokens of this source on which it is active";
+    const body = make("tbody");
+    for (const source of feature.sources) {
+      body.append(row([source[0], ...known.map((which) => source[which] === null ? "–" : share(source[which]))]));
+    }
+    table.append(head, body);
+    return table;
+  }
+
   function featureElement(feature, data) {
     const card = make("li", "feature");
     card.id = `feature-${feature.latent}`;
@@ -129,13 +151,8 @@
     if (feature.cosine !== null) add("best cosine", fixed(feature.cosine, 3).replace("-", "−"));
     add("partner", partnerElement(feature));
     add("on random tokens", share(feature.randomRate));
-    const inSources = (which) => feature.sources
-      .filter((source) => source[which] !== null)
-      .map((source) => `${source[0]} ${share(source[which])}`)
-      .join(" · ");
-    if (inSources(1)) add("comes back in SAEs of", inSources(1));
-    if (inSources(2)) add("fires on tokens of", inSources(2));
     card.append(numbers);
+    if (feature.sources.length) card.append(sourcesElement(feature));
     const contexts = make("div", "contexts");
     for (const context of feature.contexts) contexts.append(contextElement(context, data, feature));
     if (!feature.contexts.length) contexts.append(make("p", "missing", "No context: it is not active on held-out tokens."));
