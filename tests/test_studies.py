@@ -87,3 +87,18 @@ def test_every_file_of_a_study_is_listed():
     """A reader looks there for what to run."""
     listed = set(re.findall(r"`([\w.]+\.(?:sh|py|txt))`", (OWN_TEXT / "README.md").read_text(encoding="utf-8")))
     assert listed == {path.name for path in OWN_TEXT.iterdir() if path.suffix in (".sh", ".py", ".txt")}
+
+
+def test_what_is_published_is_made_of_what_was_recorded():
+    """From a fresh clone: the same figures and tables, byte for byte, and the text has the tables as they are."""
+    recorded = sorted(path.name.removesuffix(".json.gz") for path in (OWN_TEXT / "recorded").glob("*.json.gz"))
+    assert recorded
+    command = [sys.executable, str(OWN_TEXT / "report.py"), "pages", "--to", "made"]
+    subprocess.run(command, check=True, capture_output=True)
+    text = (OWN_TEXT / "README.md").read_text(encoding="utf-8")
+    for folder in ("figures", "tables"):
+        there = {path.name: path.read_bytes() for path in (OWN_TEXT / folder).iterdir()}
+        assert {path.name: path.read_bytes() for path in Path("made", folder).iterdir()} == there
+    for name in recorded:
+        assert (OWN_TEXT / "tables" / f"{name}.md").read_text(encoding="utf-8") in text
+        assert Path("pages", name, "report.html").exists()
