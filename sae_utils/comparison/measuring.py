@@ -73,8 +73,7 @@ def measure(group: Group, results: Results, outlook: Outlook | None = None) -> N
 
 def plan_measuring(group: Group, results: Results, outlook: Outlook) -> None:
     """Take down how much is to be measured of a group, by what is known now."""
-    saes, part = converged(group.saes, results), outlook.part(group.key)
-    wanted = [(sae, source) for sae in saes for source in sources_of(sae, group, results)]
+    wanted, part = wanted_evaluations(group, results), outlook.part(group.key)
     n_left, n_all = sum(_evaluation(results, *each) is None for each in wanted), len(wanted)
     part.cells = Count(n_all - n_left, n_all)
     part.left |= dict.fromkeys((RECONSTRUCTION, SPLICING), n_left * group.n_eval_tokens)
@@ -103,22 +102,26 @@ def converged(saes: Sequence[TrainedSae], results: Results) -> list[TrainedSae]:
     return [sae for sae in saes if not results.saes[sae.key]["is_diverged"]]
 
 
-def sources_of(sae: TrainedSae, group: Group, results: Results) -> list[Source]:
-    """Sources on whose held-out tokens an SAE is measured: all of the run.
+def wanted_evaluations(group: Group, results: Results) -> list[tuple[TrainedSae, Source]]:
+    """Every SAE that has not diverged, with each source on whose held-out tokens it is measured: all of the run.
 
     An SAE of which there is one with more training tokens and nothing else that differs is a point of a curve, and is
     measured on the source it was trained on alone: with five budgets the others would take four fifths of the time.
     """
-    if sae.key[:3] in largest_budgets(results.saes.values()):
-        return list(group.sources.values())
-    return [source for source in group.sources.values() if source.name == sae.source]
+    largest = largest_budgets(results.saes.values())
+    return [
+        (sae, source)
+        for sae in converged(group.saes, results)
+        for source in group.sources.values()
+        if sae.key[:3] in largest or source.name == sae.source
+    ]
 
 
 def evaluate_on(group: Group, source: Source, results: Results, outlook: Outlook) -> None:
     """Reconstruction and its effect on the model, on the held-out tokens of one source."""
     plan_measuring(group, results, outlook)
-    saes = [sae for sae in converged(group.saes, results) if source in sources_of(sae, group, results)]
-    todo = [sae for sae in saes if not _evaluation(results, sae, source)]
+    wanted = [sae for sae, wanted_on in wanted_evaluations(group, results) if wanted_on is source]
+    todo = [sae for sae in wanted if not _evaluation(results, sae, source)]
     if not todo:
         return
     target = group.load_target()
