@@ -91,7 +91,7 @@ def test_every_file_of_a_study_is_listed():
 
 def test_what_is_published_is_made_of_what_was_recorded():
     """From a fresh clone: the same figures and tables, byte for byte, and the text has the tables as they are."""
-    recorded = sorted(path.name.removesuffix(".json.gz") for path in (OWN_TEXT / "recorded").glob("*.json.gz"))
+    recorded = sorted(path.name.removesuffix(".json.xz") for path in (OWN_TEXT / "recorded").glob("*.json.xz"))
     assert recorded
     command = [sys.executable, str(OWN_TEXT / "report.py"), "pages", "--to", "made"]
     subprocess.run(command, check=True, capture_output=True)

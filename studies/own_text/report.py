@@ -8,8 +8,8 @@ A record is `metrics.json` as `train_sae.py` leaves it, compressed. All else is 
 """
 
 import argparse
-import gzip
 import json
+import lzma
 import shutil
 import subprocess
 import sys
@@ -27,12 +27,12 @@ def main() -> None:
     """Record what is asked for, then make everything from the records."""
     args = parse_args()
     for name, _, folder in (each.partition("=") for each in args.record):
-        record(HERE / "recorded" / f"{name}.json.gz", Path(folder) / "metrics.json")
-    for path in sorted((HERE / "recorded").glob("*.json.gz")):
-        name = path.name.removesuffix(".json.gz")
+        record(HERE / "recorded" / f"{name}.json.xz", Path(folder) / "metrics.json")
+    for path in sorted((HERE / "recorded").glob("*.json.xz")):
+        name = path.name.removesuffix(".json.xz")
         results = args.folder / name
         results.mkdir(parents=True, exist_ok=True)
-        (results / "metrics.json").write_bytes(gzip.decompress(path.read_bytes()))
+        (results / "metrics.json").write_bytes(lzma.decompress(path.read_bytes()))
         command = [sys.executable, str(ROOT / "train_sae.py"), "--report_only", "--results_dir", str(results)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         copy_figures(results / "figures", args.to / "figures", name)
@@ -53,7 +53,7 @@ def parse_args() -> argparse.Namespace:
 def record(path: Path, metrics: Path) -> None:
     """Compress results; the same bytes give the same file, whenever that is."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(metrics.read_bytes(), mtime=0))
+    path.write_bytes(lzma.compress(metrics.read_bytes(), preset=9 | lzma.PRESET_EXTREME))
 
 
 def copy_figures(drawn: Path, folder: Path, name: str) -> None:
