@@ -13,7 +13,7 @@ from sae_utils.comparison.whereabouts import Whereabouts
 from sae_utils.devices import DTYPES
 from sae_utils.errors import InputError, check_positive
 from sae_utils.evaluation.random_tokens import firing_bytes
-from sae_utils.evaluation.splicing import LOGITS_AT_ONCE
+from sae_utils.evaluation.splicing import logits_at_once
 from sae_utils.exclusion import Exclusion
 from sae_utils.memory import DENSE_COPIES, LATENT_COPIES, USABLE_SHARE, free_bytes, release_memory, sae_bytes
 from sae_utils.models import LoadedModel, fingerprint_trunk, load_causal_lm
@@ -156,7 +156,7 @@ class Group:
         n_layers = len({sae.layer for sae in saes})
         n_latents = max(sae.record["n_latents"] for sae in saes)
         logits = (LOGIT_SETS * target.model.dtype.itemsize + LOG_PROBABILITY_SETS * 4) * n_tokens * vocab
-        pieces = PIECE_COPIES * 4 * min(LOGITS_AT_ONCE, n_tokens * vocab)
+        pieces = PIECE_COPIES * 4 * min(logits_at_once(self.settings.device), n_tokens * vocab)
         outputs = (n_layers * target.model.dtype.itemsize + DENSE_COPIES * 8) * n_tokens * d_model
         return logits + pieces + outputs + LATENT_COPIES * 4 * n_tokens * n_latents
 

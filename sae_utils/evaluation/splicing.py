@@ -39,7 +39,10 @@ NAMES = ("ce_clean_nats", "ce_sae_nats", "ce_zero_nats", "ce_mean_nats", "ce_rec
 """What is measured of an SAE."""
 
 LOGITS_AT_ONCE = 2**25
-"""Logits that are turned into log-probabilities together: 128 MiB in float32."""
+"""Logits that are turned into log-probabilities together on a GPU, whose calls have to be few: 128 MiB in float32."""
+
+LOGITS_IN_CACHE = 2**19
+"""The same on a CPU: 2 MiB in float32, so that what is made of them need not be written to memory and read back."""
 
 
 @dataclass
@@ -62,7 +65,7 @@ class Losses:
             is_counted: Which predictions count, bool `(batch, seq - 1)`.
             log_p: Log-probabilities of the untouched model, `(batch, seq - 1, vocab)`; None if no KL is asked for.
         """
-        n_rows = max(1, LOGITS_AT_ONCE // spliced.shape[-1])
+        n_rows = max(1, logits_at_once(spliced.device) // spliced.shape[-1])
         for sequence in range(len(ids)):
             targets, pieces = ids[sequence, 1:].split(n_rows), spliced[sequence, :-1].split(n_rows)
             untouched = [None] * len(pieces) if log_p is None else log_p[sequence].split(n_rows)
@@ -94,6 +97,11 @@ class Losses:
     def mean_kl(self) -> float | None:
         """Nats per prediction that counts; None if none does."""
         return sum(each for _, each, _ in self.by_sequence) / self.n_predictions if self.n_predictions else None
+
+
+def logits_at_once(device: torch.device) -> int:
+    """How many logits are turned into log-probabilities together."""
+    return LOGITS_IN_CACHE if device.type == "cpu" else LOGITS_AT_ONCE
 
 
 def counted_predictions(ids: Tensor, kept: Tensor, special_ids: Collection[int]) -> Tensor:

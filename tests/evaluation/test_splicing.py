@@ -234,7 +234,7 @@ def test_neither_batches_nor_pieces_of_logits_change_the_result(gpt2, monkeypatc
     model = load(gpt2).model
     saes = hooked(model, random_sae)
     expected = measure(model, saes, batch_size=5)
-    monkeypatch.setattr(splicing, "LOGITS_AT_ONCE", 3 * model.config.vocab_size)
+    monkeypatch.setattr(splicing, "LOGITS_IN_CACHE", 3 * model.config.vocab_size)
     for layer, record in measure(model, saes, batch_size=2).items():
         assert numbers(record) == pytest.approx(numbers(expected[layer]), abs=1e-5)
 
