@@ -7,8 +7,9 @@ Every contender samples the same number of rows of the same length from BOS, in 
 are the forward passes of our loop at the same shapes with a fixed token instead of sampling: what is left is the price
 of sampling. "ours, fixed batches" keeps ended rows, which shows with `--early` alone. Ratios are what counts: machines
 are noisy, and the rounds of all contenders alternate. The memory bound is what a step at least has to read, weights and
-cached keys and values, at the bandwidth of a large copy. "generate, static" has a static cache, for which transformers
-compiles the model on a GPU; that is done before and not counted.
+cached keys and values, at the bandwidth of a large copy; the bound of products is the time of a step's products with the
+model's weights alone. "generate, static" has a static cache, for which transformers compiles the model on a GPU; that is
+done before and not counted.
 """
 
 import argparse
@@ -27,7 +28,8 @@ from pathlib import Path
 
 import psutil
 import torch
-from machine import add_record, copied_bytes_per_sec, device_name
+from machine import add_record, copied_bytes_per_sec, device_name, multiplied_flop_per_sec
+from products import products_sec
 from random_model import SHAPES, random_model
 from transformers import GenerationConfig
 
@@ -199,27 +201,34 @@ def bytes_per_token(source: LoadedModel, args: argparse.Namespace) -> float:
     return ((longest - 1) * weights * model.dtype.itemsize + cached) / (args.rows * longest)
 
 
+def step_products_sec(source: LoadedModel, n_rows: int) -> float:
+    """Seconds of the matrix products of one step's weights."""
+    return products_sec(source.model, lambda: run_bare(source, n_rows, 2), n_runs=5)
+
+
 def report(args: argparse.Namespace, source: LoadedModel, speeds: dict, peaks: dict) -> None:
     """Print medians and ratios, and write them to the record."""
     medians = {name: statistics.median(each) for name, each in speeds.items()}
     bandwidth = copied_bytes_per_sec(source.model.device)
     bound = bandwidth / bytes_per_token(source, args)
+    products_bound = args.rows * args.tokens / ((args.tokens - 1) * step_products_sec(source, args.rows))
     rows = {
         name: {
             "tokens_per_sec": round(median, 1),
             "all_tokens_per_sec": [round(each, 1) for each in speeds[name]],
             "ours_is_times": round(medians["ours"] / median, 2) if "ours" in medians else None,
             "share_of_memory_bound": round(median / bound, 3),
+            "share_of_products": round(median / products_bound, 3),
             "peak_memory_beside_weights_bytes": peaks[name],
         }
         for name, median in medians.items()
     }
     for name, row in rows.items():
-        times, share = (
-            f"ours is {row['ours_is_times']} times",
-            f"{row['share_of_memory_bound']:.0%} of the memory bound",
+        times = f"ours is {row['ours_is_times']} times"
+        shares = (
+            f"{row['share_of_memory_bound']:.0%} of the memory bound, {row['share_of_products']:.0%} of the products"
         )
-        print(f"{name:20} {row['tokens_per_sec']:>10,.1f} tok/s   {times:20} {share}")
+        print(f"{name:20} {row['tokens_per_sec']:>10,.1f} tok/s   {times:20} {shares}")
     if args.record:
         record = {
             "command": "python " + shlex.join(sys.argv),
@@ -227,6 +236,8 @@ def report(args: argparse.Namespace, source: LoadedModel, speeds: dict, peaks: d
             "threads": args.threads,
             "copied_bytes_per_sec": round(bandwidth),
             "memory_bound_tokens_per_sec": round(bound, 1),
+            "multiplied_flop_per_sec": round(multiplied_flop_per_sec(source.model.device, source.model.dtype)),
+            "products_tokens_per_sec": round(products_bound, 1),
             "results": rows,
             "versions": versions(),
         }

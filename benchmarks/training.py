@@ -3,7 +3,8 @@
     python benchmarks/training.py --model .cache/SmolLM2-135M-Instruct --record benchmarks/results/training_cpu.json
 
 Counted are SAE-tokens per second: tokens trained on, times the SAEs that are trained on them. All train TopK SAEs of
-one size on the same layers of the same model in the same number format, from packed sequences.
+one size on the same layers of the same model in the same number format, from packed sequences. The rate of our matrix
+products, with those of the backward pass, is held against that of large square matrices in the same format.
 
 ours            one pass of the cut model without head for all layers and seeds
 sparsify        its Trainer on the whole causal model, all layers in a run, a run per seed; its checkpoints not counted
@@ -31,8 +32,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import add_record, device_name, multiplied_flop_per_sec, synchronize
+from machine import add_record, copied_bytes_per_sec, device_name, multiplied_flop_per_sec, synchronize
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -98,14 +100,15 @@ def main() -> None:
                 n_saes, elapsed_sec, n_tokens = run()
                 rates[name].append(n_saes * n_tokens / elapsed_sec)
                 print(f"{n_seeds} seeds, layers {layers}: {name} {rates[name][-1]:,.0f} SAE-tok/s", flush=True)
-        table[f"{n_seeds} seeds, layers {' '.join(map(str, layers))}"] = summary(rates)
+        shape_of = f"{n_seeds} seeds, layers {' '.join(map(str, layers))}"
+        table[shape_of] = summary(rates) | {"flop_per_sae_token": flop_per_sae_token(shape)}
     report(args, table)
 
 
 def contenders_of(shape: SimpleNamespace) -> dict[str, Callable[[], tuple[int, float, int]]]:
     """What is run, by name; each returns the number of SAEs, seconds, and tokens that each SAE was trained on."""
     args = shape.args
-    device, dtype = torch.device(args.device), torch.bfloat16
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     model = load_trunk(args.model, device, dtype)
     cut_after_(model, max(shape.layers))
     names = [f"{find_layers(model)[0]}.{layer}" for layer in shape.layers]
@@ -170,6 +173,20 @@ def config(shape: SimpleNamespace, hookpoints: list[str], seeds: list[int] | Non
         save_every=10**9,
         log_to_wandb=False,
     )
+
+
+def flop_per_sae_token(shape: SimpleNamespace) -> float:
+    """Floating-point operations of matrix products in our training, for a token and an SAE: counted in one step."""
+    args = shape.args
+    model = load_trunk(args.model, torch.device(args.device), getattr(torch, args.dtype))
+    cut_after_(model, max(shape.layers))
+    names = [f"{find_layers(model)[0]}.{layer}" for layer in shape.layers]
+    chunks = shape.chunks.select(range(args.batch_size))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = SaeTrainer(config(shape, names), chunks, model, work_dir=Path(folder))
+        with FlopCounterMode(display=False) as counter:
+            trainer.fit()
+    return counter.get_total_flops() / (chunks.tokens.size * shape.n_seeds * len(shape.layers))
 
 
 @torch.inference_mode()
@@ -237,15 +254,21 @@ def summary(rates: dict[str, list[float]]) -> dict[str, dict]:
 
 def report(args: argparse.Namespace, table: dict[str, dict]) -> None:
     """Print the table, and write it to the record."""
+    device = torch.device(args.device)
+    rate = multiplied_flop_per_sec(device, getattr(torch, args.dtype))
     for shape, rows in table.items():
-        for name, row in rows.items():
+        rows["share_of_matrix_rate"] = round(
+            rows["ours"]["sae_tokens_per_sec"] * rows.pop("flop_per_sae_token") / rate, 3
+        )
+        for name in args.contenders:
+            row = rows[name]
             print(
                 f"{shape:24} {name:14} {row['sae_tokens_per_sec']:>8,} SAE-tok/s   ours is {row['ours_is_times']} times"
             )
+        print(f"{shape:24} ours multiplies at {rows['share_of_matrix_rate']:.0%} of the rate of large matrices")
     if args.record:
-        device = torch.device(args.device)
-        rate = multiplied_flop_per_sec(device, torch.bfloat16)
-        add_results(args, {"multiplied_flop_per_sec": round(rate)} | table, device)
+        about = {"multiplied_flop_per_sec": round(rate), "copied_bytes_per_sec": round(copied_bytes_per_sec(device))}
+        add_results(args, about | table, device)
 
 
 def add_results(args: argparse.Namespace, results: Any, device: torch.device) -> None:
@@ -272,6 +295,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="runs of every contender; the median counts")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument(
         "--grid",
         nargs="+",

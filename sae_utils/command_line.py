@@ -21,6 +21,10 @@ MAX_HELP_WIDTH = 100
 EXIT_OF_PIPES = 128 + signal.SIGPIPE
 """What a shell expects of a process whose reader has gone."""
 
+WAITING = ("OMP_WAIT_POLICY", "PASSIVE")
+"""How PyTorch's threads wait for each other on a CPU: asleep. They would turn in circles for a while, which gains
+little on an idle machine; beside another job, which then waits for them as they for it, both all but stand still."""
+
 METAVARS = {int: "N", float: "X", Path: "DIR"}
 """What stands for a flag's value in help; the flag's name has been said."""
 
@@ -112,12 +116,14 @@ def run_script(
 
     Args:
         parser: The script's parser.
-        action: What the script does.
+        action: What the script does. PyTorch is not imported before it, as it looks at `WAITING` then; what the
+            environment says of it already is left.
         argv: Words of the command line; those of this process if None.
         when_stopped: What to say after Ctrl-C, SIGTERM or SIGHUP, with exit code 130, 143 or 129.
     """
     try:
         args = parser.parse_args(argv)
+        os.environ.setdefault(*WAITING)
         with stoppable():
             action(args)
         sys.stdout.flush()  # whoever reads it may be gone

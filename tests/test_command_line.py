@@ -1,13 +1,18 @@
 import argparse
 import re
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 import generate_datasets
 import train_sae
-from sae_utils.command_line import MAX_HELP_WIDTH, add_running_flags, make_parser, run_script
+from sae_utils.command_line import MAX_HELP_WIDTH, WAITING, add_running_flags, make_parser, run_script
 from sae_utils.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 SCRIPTS = {"generate_datasets.py": generate_datasets, "train_sae.py": train_sae}
 
@@ -47,6 +52,21 @@ def test_both_scripts_have_the_same_running_flags():
     for module in SCRIPTS.values():
         own = {action.dest: (action.help, action.default) for action in module.build_parser()._actions}
         assert own | flags == own
+
+
+@pytest.mark.parametrize("told", [None, "ACTIVE"])
+def test_threads_wait_asleep_unless_told_otherwise(told, monkeypatch):
+    """OpenMP looks when PyTorch is imported, which no script may have done by then."""
+    monkeypatch.delenv(WAITING[0], raising=False)
+    if told:
+        monkeypatch.setenv(WAITING[0], told)
+    code = (
+        "import os, sys, generate_datasets, train_sae; from sae_utils.command_line import make_parser, run_script; "
+        "show = lambda args: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules); "
+        "run_script(make_parser('test'), show, [], when_stopped=str)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert shown.split() == [told or "PASSIVE", "False"]
 
 
 def test_a_script_ends_with_one_line_when_something_has_to_be_changed(capsys):
