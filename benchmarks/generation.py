@@ -7,9 +7,9 @@ Every contender samples the same number of rows of the same length from BOS, in 
 are the forward passes of our loop at the same shapes with a fixed token instead of sampling: what is left is the price
 of sampling. "ours, fixed batches" keeps ended rows, which shows with `--early` alone. Ratios are what counts: machines
 are noisy, and the rounds of all contenders alternate. The memory bound is what a step at least has to read, weights and
-cached keys and values, at the bandwidth of a large copy; the bound of products is the time of a step's products with the
-model's weights alone. "generate, static" has a static cache, for which transformers compiles the model on a GPU; that is
-done before and not counted.
+cached keys and values, at the bandwidth of a large copy; the bound of products is the time of a step's products with
+the model's weights alone. "generate, static" has a static cache, for which transformers compiles the model on a GPU;
+that is done before and not counted.
 """
 
 import argparse
