@@ -20,6 +20,13 @@ LOGIT_STD = 3.6
 """Of 50,304 normal logits of this standard deviation, the softmax has an entropy of ln 50,304 - 3.6^2 / 2 nats."""
 
 SHAPES = {
+    "tiny": {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 32,
+        "vocab_size": 128,
+    },
     "pythia-70m": {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048},
     "pythia-1.4b": {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 8192},
     "pythia-2.8b": {
@@ -29,7 +36,7 @@ SHAPES = {
         "intermediate_size": 10240,
     },
 }
-"""Published shapes of models whose weights need a hub."""
+"""Published shapes of models whose weights need a hub; and one that is nobody's, for runs that are long otherwise."""
 
 
 def main() -> None:
@@ -49,9 +56,8 @@ def main() -> None:
 @torch.no_grad()
 def random_model(name: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """A causal language model of that shape, the same weights every time on one kind of device."""
-    config = GPTNeoXConfig(
-        vocab_size=50304, max_position_embeddings=2048, rotary_pct=0.25, bos_token_id=0, eos_token_id=0, **SHAPES[name]
-    )
+    shape = {"vocab_size": 50304, "max_position_embeddings": 2048, "rotary_pct": 0.25} | SHAPES[name]
+    config = GPTNeoXConfig(**shape, bos_token_id=0, eos_token_id=0)
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
