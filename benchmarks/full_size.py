@@ -2,8 +2,8 @@ r"""Both scripts at their documented sizes, with random weights: what it took be
 
     python benchmarks/full_size.py full_size --device cuda --record benchmarks/results/full_size_gpu.json
     python benchmarks/full_size.py /tmp/small --shape pythia-70m --n 8 --max_length 64 --latents 512 --tokens 1000
-    python benchmarks/full_size.py /tmp/small --shape pythia-70m --n 8 --max_length 64 --latents 512 --tokens 1000
-        --k 4 --layers 0 --batch_size 32 --tokens 100000000         # 400,000 samples and 100 million tokens on a CPU
+    python benchmarks/full_size.py /tmp/many --shape tiny --n 400000 --max_length 288 --rows 1024 --top_p 1.0 \
+        --latents 64 --k 4 --layers 0 --batch_size 32 --tokens 100000000
 
 A data set of Pythia-1.4b's shape is sampled, SAEs of 40,960 latents are trained on it in one pass for layers 7 and 15
 and two seeds, and measured and compared, each step in a process of its own. `--dry_run` is asked before every step, and
