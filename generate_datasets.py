@@ -82,6 +82,7 @@ def generate(args: argparse.Namespace) -> None:
     from sae_utils.generation.unsampled import describe_unsampled
     from sae_utils.progress import script_output
     from sae_utils.rates import tidy_rates
+    from sae_utils.shared_folders import check_shared
     from sae_utils.sharing.upload import find_push
 
     with script_output(quiet=args.quiet or not find_launch().is_main):
@@ -110,6 +111,8 @@ def generate(args: argparse.Namespace) -> None:
             planned = push.describe("dataset", folders)
             if args.dry_run:
                 print(planned, flush=True)
+        if not args.dry_run:
+            check_shared(workers, output_dir=args.output_dir)
         for job in [] if args.dry_run else jobs:
             outcome = run_job(job, workers, quiet=args.quiet)
             if workers.is_main:

@@ -333,6 +333,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     from sae_utils.comparison.whereabouts import Whereabouts, find_sources_of
     from sae_utils.devices import choose_dtype
     from sae_utils.rates import tidy_rates
+    from sae_utils.shared_folders import check_shared
     from sae_utils.sharing.download import fetch, find_shared
     from sae_utils.sharing.upload import find_push
     from sae_utils.sources.labelled import find_labelled
@@ -397,6 +398,10 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         check_room(cells, choice.seeds, machines, checkpoints)
     if args.dry_run:
         return
+    if not args.eval_only:
+        check_shared(workers, checkpoint_dir=args.checkpoint_dir)
+    if not args.train_only:
+        check_shared(workers, results_dir=args.results_dir)
 
     # 2. Train each cell: layers and seeds in one pass of the target model.
     if not args.eval_only:

@@ -22,6 +22,7 @@ none of the others, and none knows generation, nor sharing. Here lies what sever
     generated_data  a generated data set on disk: columns, record, shorter forms
     locks           one run at a time for a data set, a cell, results
     distributed     several processes started by torchrun
+    shared_folders  is a folder the same one for all of them?
     devices         --device and --dtype
     memory          how much is free, what SAEs take of it, what to do when it was not enough
     stopping        Ctrl-C, SIGTERM, SIGHUP: what can be kept is kept

@@ -26,6 +26,9 @@ PATIENCE_SEC = 0.5
 LONG_PATIENCE_SEC = 600.0
 """How long to wait where every holder is soon done: for what is written together, such as results."""
 
+WITHOUT_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP)
+"""Error numbers of file systems that know no locks."""
+
 N_ATTEMPTS = 100
 """How often to try while other runs make the files and take them away; if it is not that, the error is shown."""
 
@@ -68,13 +71,20 @@ class Lock:
                 self._held.acquire(timeout=self.patience_sec, poll_interval=0.05)
                 return
             except Timeout:
-                raise LockedError(self.refusal) from None
+                raise LockedError(f"{self.refusal}{self._said_of_holder()}") from None
             except (FileNotFoundError, FileExistsError, _NamelessError) as err:  # other runs come and go just now
                 if is_last:
                     reason = getattr(err, "strerror", None) or "others take it away again and again"
                     raise InputError(f"{self.path} cannot be made ({reason}); give another folder") from err
             except (IsADirectoryError, NotADirectoryError, PermissionError) as err:
                 raise InputError(f"{self.path} cannot be locked ({err.strerror}); move it away") from err
+            except OSError as err:
+                if err.errno != errno.ENOLCK:  # of NFS, without its service of locks
+                    raise
+                raise InputError(
+                    f"{self.path} cannot be locked ({err.strerror}), so another machine could be at the same; have the "
+                    f"file system mounted with locks, or give another folder"
+                ) from err
 
     def release(self) -> None:
         """Give the lock back, and remove what was made for it.
@@ -104,6 +114,15 @@ class Lock:
             with contextlib.suppress(LockedError), self:
                 pass
 
+    def _said_of_holder(self) -> str:
+        """Whose a lock is that is no more than its file: on another machine nobody sees that its holder has ended."""
+        if isinstance(self._held, FileLock):
+            return ""
+        with contextlib.suppress(OSError, ValueError):  # it is just being given back
+            pid, host, *_ = self.path.read_text().splitlines()
+            return f"; {self.path} is of process {pid} on {host}: if that has ended, remove the file"
+        return ""
+
     def _check_name(self, descriptor: int) -> None:
         """Give a lock back, by an exception, whose file was taken away while it was waited for.
 
@@ -130,7 +149,7 @@ def has_flock(folder: Path) -> bool:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as err:
-            if err.errno != errno.ENOSYS:
+            if err.errno not in WITHOUT_FLOCK:
                 raise
             return False
     return True

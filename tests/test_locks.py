@@ -108,16 +108,41 @@ def test_a_file_that_lost_its_name_is_not_the_lock(monkeypatch):
 
 def test_without_flock_the_file_is_the_lock(monkeypatch, caplog):
     """As on some clusters' file systems; it is said."""
-
-    def refuse(descriptor, operation) -> None:
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", failing(errno.ENOSYS))
     with lock():
         assert "no flock on this file system" in caplog.text
         with pytest.raises(InputError, match=REFUSAL):
             lock().acquire()
     assert list(HERE.iterdir()) == []
+
+
+def test_without_flock_a_holder_on_another_machine_is_named(monkeypatch):
+    """Its end is seen by nobody here, so a run that was killed there would be waited for for ever."""
+    monkeypatch.setattr(fcntl, "flock", failing(errno.EOPNOTSUPP))
+    Path(".locks").mkdir()
+    Path(".locks/a.lock").write_text(f"{os.getpid()}\nelsewhere\n")
+    with pytest.raises(InputError, match=rf"{REFUSAL}; .*a.lock is of process {os.getpid()} on elsewhere: if that has"):
+        lock().acquire()
+    Path(".locks/a.lock").unlink()
+    with lock():
+        pass
+    assert list(HERE.iterdir()) == []
+
+
+def test_locks_that_may_come_back_are_not_done_without(monkeypatch):
+    """Another machine may have them all the same, and would not see the file that stands for the lock here."""
+    monkeypatch.setattr(fcntl, "flock", failing(errno.ENOLCK))
+    with pytest.raises(InputError, match=r"cannot be locked .* have the file system mounted with locks"):
+        lock().acquire()
+
+
+def failing(number: int) -> Callable:
+    """A system call that fails with this error number."""
+
+    def fail(descriptor, operation) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
 
 
 def take_turns(n_turns: int) -> None:

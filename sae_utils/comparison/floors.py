@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sae_utils.comparison.matching import SHARED_ABOVE, match_rows, share_above
-from sae_utils.comparison.results import read_arrays, write_arrays
+from sae_utils.comparison.results import Results, read_arrays, write_arrays
 from sae_utils.sparse_coders import SparseCoder, SparseCoderConfig
 
 
@@ -72,7 +72,8 @@ def floor_of(
     path = results_dir / "details" / "floors" / f"{shape}.npz"
     if not path.exists():
         floor = untrained_floor(sae.d_in, sae.cfg, seeds, device=device, on_status=on_status)
-        write_arrays(path, vars(floor))
+        with Results(results_dir).lock():  # others may have found the same, as pairs of all layers have one floor
+            write_arrays(path, vars(floor))
     return Floor(**read_arrays(path))
 
 

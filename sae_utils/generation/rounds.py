@@ -63,14 +63,17 @@ def sample_until_goal(
             start = n_samples - n_samples % n_rows if is_fixed else n_samples
             first = start + workers.rank * n_rows
             own = range(max(first, n_samples), min(stop, first + n_rows))
+            shard = None
             if own:
                 samples, n_together = sample_within_memory(
                     source, own, settings, n_together, bar.update, is_fixed=is_fixed, pace=pace
                 )
-                growing.add(own.start, samples, source.tokenizer, source.bos_id)
-            for each in workers.gather(n_together):  # smaller where memory ran out
+                shard = growing.add(own.start, samples, source.tokenizer, source.bos_id)
+            for each, written in workers.gather((n_together, shard)):  # fewer together where memory ran out
                 if workers.is_main:
                     growing.add_batches(each, is_fixed=is_fixed)
+                    if written is not None:
+                        growing.take_in(written)
             n_samples, n_tokens = workers.agree(growing.progress() if workers.is_main else None)
             bar.n = n_tokens
             on_round(n_tokens)

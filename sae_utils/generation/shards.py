@@ -143,6 +143,7 @@ class GrowingDataset:
         self.work = final.with_name(final.name + UNFINISHED_SUFFIX)
         self.settings = settings
         self.overwrite = overwrite
+        self._told: set[str] = set()
         refusal = f"another run is writing {final}; wait for it, or give another --output_dir"
         self.lock = Lock(final.parent, final.name, refusal=refusal)
 
@@ -232,7 +233,8 @@ class GrowingDataset:
 
     def shards(self) -> Iterator[Shard]:
         """Every complete shard on disk."""
-        for path in sorted(self.work.glob("samples_*.arrow")):
+        told = {self.work / name for name in self._told}
+        for path in sorted({*self.work.glob("samples_*.arrow"), *filter(Path.exists, told)}):
             if match := _SHARD_NAME.fullmatch(path.name):
                 yield Shard(path, *map(int, match.groups()[:3]), match[4])
 
@@ -271,8 +273,8 @@ class GrowingDataset:
             self.work.mkdir(parents=True, exist_ok=True)
             write_record(self._settings_path, {"settings": self.settings, "replaces_finished": self.overwrite})
 
-    def add(self, first: int, samples: list[Sample], tokenizer: PreTrainedTokenizerBase, bos_id: int) -> None:
-        """Write finished samples with ids `first`, `first + 1`, ... as one shard, complete or not at all."""
+    def add(self, first: int, samples: list[Sample], tokenizer: PreTrainedTokenizerBase, bos_id: int) -> str:
+        """Write finished samples with ids `first`, `first + 1`, ... as one shard, complete or not at all; its name."""
         assert samples, "a shard without samples would never end"
         n_tokens = sum(len(sample.ids) for sample in samples)
         sample_ids = range(first, first + len(samples))
@@ -282,6 +284,22 @@ class GrowingDataset:
         with written_whole(self.work / f"{name}.arrow", n_bytes=n_tokens * BYTES_PER_TOKEN) as shard:
             write_arrow(rows, shard.scratch, _SHARD_FEATURES)
             shard.path = self.work / f"{name}_{checksum_file(shard.scratch)}.arrow"
+        return shard.path.name
+
+    def take_in(self, name: str) -> None:
+        """Take note of a shard that a process has written, maybe on another machine.
+
+        There a network file system shows a folder as it was some seconds ago, but finds what is asked for by its name.
+
+        Raises:
+            InputError: If it is not there.
+        """
+        if not (self.work / name).exists():
+            raise InputError(
+                f"{self.work / name} was written by another process and is not here; give an --output_dir that is one "
+                f"folder on all machines"
+            )
+        self._told.add(name)
 
     def finish(
         self, goal: Goal, tokenizer: PreTrainedTokenizerBase, bos_id: int
