@@ -6,7 +6,7 @@ A model of Pythia-70m's shape with random weights, an SAE on each of four layers
 after the other, each in processes of its own, and the median counts. Warm-up steps are not timed.
 
 strong        the same batch for any number of processes, which hold all SAEs and average gradients
-weak          the same part of a batch for every process
+weak          the same part of a batch for every process; with the most processes the two are one
 distributed   --distribute_modules: each process trains some of the layers on the whole of the strong batch
 
 Counted are the bytes that a process hands to collective operations of torch.distributed, per optimizer step;
@@ -66,26 +66,23 @@ class Shape:
     activation_bytes: int
     """Bytes of a number of the model's activations."""
 
-    n_backward: int = 1
-    """Backward passes per step: `--grad_acc_steps` times `--micro_acc_steps`."""
-
 
 def payload_bytes(shape: Shape, n_processes: int, *, distribute_modules: bool) -> dict[str, int]:
-    """Bytes that a process hands to each kind of collective operation per optimizer step, without micro-batches.
+    """Bytes that a process hands to each kind of collective operation per step of one batch.
 
     Processes that hold the same SAEs add up gradients (float32) and which latents have fired (a byte each); those that
     divide the layers gather their parts of each layer's activations and masks. All add up statistics of each layer:
     a count of 8 bytes, a mean, and a variance.
     """
-    n_saes = shape.n_layers * shape.n_seeds
-    statistics = shape.n_layers * (8 + 4 * shape.d_model + 4)
+    n_saes, d_model = shape.n_layers * shape.n_seeds, shape.d_model
+    of_layers = shape.n_layers * (8 + 4 * d_model + 4)
     if distribute_modules:
         own_tokens = shape.batch_tokens // n_processes
-        gathered = shape.n_layers * own_tokens * (shape.d_model * shape.activation_bytes + 1)
-        return {"all_gather": gathered, "all_reduce": statistics}
-    weights = 2 * shape.d_model * shape.n_latents + shape.n_latents + shape.d_model
-    fired_and_losses = n_saes * (shape.n_latents * shape.n_backward + 4)
-    return {"gradients": 4 * n_saes * weights * shape.n_backward, "all_reduce": statistics + fired_and_losses}
+        gathered = shape.n_layers * own_tokens * (d_model * shape.activation_bytes + 1)
+        return {"all_gather": gathered, "all_reduce": of_layers}
+    weights = 2 * d_model * shape.n_latents + shape.n_latents + d_model
+    fired_and_losses = n_saes * (shape.n_latents + 4)
+    return {"all_reduce": of_layers + fired_and_losses, "gradients": 4 * n_saes * weights}
 
 
 def sent_bytes(payload: dict[str, int], n_processes: int) -> float:
@@ -105,9 +102,10 @@ def main() -> None:
     if args.worker:
         work(args)
         return
+    most = max(args.processes)
     contenders = [
         *((f"strong {n}", n, args.batch_size, False) for n in args.processes),
-        *((f"weak {n}", n, args.batch_size // max(args.processes) * n, False) for n in args.processes),
+        *((f"weak {n}", n, args.batch_size // most * n, False) for n in args.processes if n < most),
         *((f"distributed {n}", n, args.batch_size, True) for n in args.processes if n > 1),
     ]
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name, *_ in contenders}

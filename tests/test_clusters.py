@@ -3,8 +3,10 @@
 They have nothing in common but the folders whose absolute paths they are given.
 """
 
+import importlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -16,6 +18,7 @@ import pytest
 from test_cli import ROOT, all_bytes, compared
 
 import generate_datasets
+import train_sae
 from sae_utils.distributed import Workers
 from sae_utils.generation.shards import GrowingDataset
 from sae_utils.shared_folders import check_shared
@@ -170,3 +173,77 @@ def test_a_shard_that_a_folder_does_not_list_yet_is_found_by_its_name(monkeypatc
     assert growing.progress() == (0, 0)
     growing.take_in("samples_000000000_000000004_40.arrow")
     assert growing.progress() == (4, 40)
+
+
+# what goes over the network
+
+
+@pytest.fixture
+def scaling(monkeypatch):
+    """`benchmarks/scaling.py`."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    before = set(sys.modules)
+    yield importlib.import_module("scaling")
+    for name in set(sys.modules) & {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - before:
+        del sys.modules[name]
+
+
+def test_what_was_counted_is_what_the_formula_says(scaling):
+    """To the byte, for gradients, activations, and all the little things; but for numbers that are pickled."""
+    runs = json.loads((ROOT / "benchmarks/results/scaling_cpu.json").read_text())[-1]["results"]
+    kinds = set()
+    for run in runs.values():
+        counted = {name: n for name, n in run["payload_bytes_per_step"].items() if name != "objects"}
+        shape, n, is_distributed = scaling.Shape(**run["shape"]), run["n_processes"], run["distribute_modules"]
+        assert counted == (scaling.payload_bytes(shape, n, distribute_modules=is_distributed) if n > 1 else {})
+        kinds.add((n, is_distributed))
+    assert kinds == {(1, False), (2, False), (4, False), (2, True), (4, True)}
+
+
+def test_the_page_says_what_a_network_must_carry(scaling):
+    """By the formula, and the rate that was measured on a GPU."""
+    measured = json.loads((ROOT / "benchmarks/results/training_gpu.json").read_text())[0]["results"]
+    step_sec = 4 * 2 * 2048 / measured["2 seeds, layers 7 15"]["ours"]["sae_tokens_per_sec"]
+    page = (ROOT / "docs/clusters.md").read_text()
+    assert f"beside the {step_sec:.4f} s that such a step took" in page
+    rows = re.findall(r"^\| (\d) \| ([\d.]+) \| ([\d.]+) \| (.+?) \| (.*?) ?\|$", page, flags=re.MULTILINE)
+    assert [row[0] for row in rows] == ["2", "4", "8"]
+    for n_said, *said in rows:
+        n = int(n_said)
+        shape = scaling.Shape(2048, 40960, 2, 2, n * 2 * 2048, 2)
+        expected = []
+        for is_distributed in (False, True):
+            sent = scaling.sent_bytes(scaling.payload_bytes(shape, n, distribute_modules=is_distributed), n) / 1e9
+            expected += [f"{sent:.3f}", f"{sent / step_sec:.1f}"]
+        assert said == (expected if n == 2 else [*expected[:2], f"needs {n} layers", ""])
+
+
+# jobs that do not wait for each other
+
+
+def test_steps_of_the_targets_are_commands_of_the_scripts():
+    """Each target is trained by one job, as the comparison expects it, and each data set is made by one."""
+    Path("python").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    Path("python").chmod(0o755)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+    env |= {"PYTHON": "./python", "SOURCES": "a b", "TARGETS": "c d", "ORG_NAME": "org", "TRAIN_FLAGS": "--layers 3 5"}
+
+    def step(*words: str, **variables: str) -> list[str]:
+        command = ["bash", str(ROOT / "docs/targets.sbatch"), *words]
+        return subprocess.run(command, env=env | variables, capture_output=True, text=True, check=True).stdout.split()
+
+    made = [generate_datasets.build_parser().parse_args(step("generate", str(i))[1:]) for i in range(2)]
+    assert [args.models for args in made] == [["org/a"], ["org/b"]]
+    trained = [train_sae.build_parser().parse_args(step("train", SLURM_ARRAY_TASK_ID=str(i))[1:]) for i in range(2)]
+    assert [(args.target_models, args.train_only) for args in trained] == [(["c"], True), (["d"], True)]
+    compared = train_sae.build_parser().parse_args(step("compare")[1:])
+    assert (compared.target_models, compared.eval_only) == (["c", "d"], True)
+    for args in [*trained, compared]:
+        assert (args.source_models, args.layers, args.dataset_seed) == (["a", "b"], [3, 5], made[0].seed)
+
+
+def test_without_variables_the_targets_are_those_of_the_full_run():
+    page = (ROOT / "docs/targets.sbatch").read_text()
+    study = (ROOT / "docs/study.sbatch").read_text()
+    found = [dict(re.findall(r"\$\{([A-Z_]+):-([^}$]*)\}", each)) for each in (page, study)]
+    assert {name: value for name, value in found[0].items() if name in found[1]}.items() <= found[1].items()

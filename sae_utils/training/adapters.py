@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sae_utils.sparse_coders import Muon, Trainer
@@ -19,23 +19,40 @@ BITSANDBYTES = "bitsandbytes.optim"
 """Where sparsify looks for another Adam."""
 
 
+class Replica(DistributedDataParallel):
+    """An SAE whose gradients are averaged over processes in the last backward pass of an optimizer step.
+
+    DDP does so in every one, and sends as much each time: gradients of a step's batches are added up first here.
+    """
+
+    def __init__(self, sae: nn.Module, *, n_backward: int, **options: Any) -> None:
+        """Prepare it for a forward and a backward pass `n_backward` times a step; `options` are DDP's."""
+        super().__init__(sae, **options)
+        self._n_backward, self._n_forward = n_backward, 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The SAE's, which says what its backward pass does."""
+        self._n_forward += 1
+        self.require_backward_grad_sync = self._n_forward % self._n_backward == 0
+        return super().forward(*args, **kwargs)
+
+
 @contextlib.contextmanager
-def adapted_sparsify(device: torch.device) -> Iterator[None]:
+def adapted_sparsify(device: torch.device, *, n_backward: int = 1) -> Iterator[None]:
     """Replace four things that sparsify's trainer calls by what fits here, while it runs.
 
     Its progress bar counts batches; ours counts tokens. It gives DDP the process's number as the device, which fails on
-    a CPU and on a second machine, and lets it keep gradients twice. Its Muon shares the update's work out among
-    processes, so that each keeps other state; here each does all of it, and any number of processes can go on from one
-    state. And it takes adam from bitsandbytes, with 8-bit state, where that can be imported: the same command would
-    train other weights elsewhere.
+    a CPU and on a second machine, lets it keep gradients twice, and has it send them in each of the `n_backward`
+    backward passes of a step. Its Muon shares the update's work out among processes, so that each keeps other state;
+    here each does all of it, and any number of processes can go on from one state. And it takes adam from bitsandbytes,
+    with 8-bit state, where that can be imported: the same command would train other weights elsewhere.
     """
     module = sys.modules[Trainer.__module__]
     bar, ddp, muon = module.tqdm, module.DDP, module.Muon
     assert (ddp, muon) == (DistributedDataParallel, Muon), "sparsify's trainer is not the one this was written for"
     module.tqdm = lambda *args, **kwargs: bar(*args, **(kwargs | {"disable": True}))
-    module.DDP = lambda sae, device_ids: ddp(
-        sae, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True
-    )
+    own = {"device_ids": [device.index] if device.type == "cuda" else None, "gradient_as_bucket_view": True}
+    module.DDP = lambda sae, device_ids: Replica(sae, n_backward=n_backward, **own)
     module.Muon = lambda *args, **kwargs: muon(*args, **(kwargs | {"ddp": False}))
     bitsandbytes = sys.modules.pop(BITSANDBYTES, None)
     sys.modules[BITSANDBYTES] = None  # its import then fails as if it were not installed

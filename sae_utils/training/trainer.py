@@ -191,13 +191,13 @@ class SaeTrainer(Trainer):
     def fit(self) -> None:
         """Train on what is left of the sequences; the SAEs end in evaluation form, as they are to be used."""
         precision = torch.get_float32_matmul_precision()
-        device = self.model.device
+        device, n_backward = self.model.device, self.cfg.grad_acc_steps * self.cfg.micro_acc_steps
         self._is_fitting = True
         try:
             with (
                 torch.random.fork_rng(devices=_cuda_devices(self.model)),
                 captured_prints(),
-                adapted_sparsify(device),
+                adapted_sparsify(device, n_backward=n_backward),
                 self._hooked(),
                 stops_deferred() as self._stop_request,
             ):

@@ -1,5 +1,6 @@
 """Untrained SAEs, compared as trained ones are."""
 
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -48,3 +49,27 @@ def test_a_floor_is_kept_once_for_both_orders_of_its_seeds():
     assert np.allclose(back.cosine, expected.cosine, atol=1e-6)
     assert np.allclose(back.best, expected.best, atol=1e-6) and np.allclose(back.best_b, expected.best_b, atol=1e-6)
     assert (there.best >= there.cosine - 1e-6).all() and there.sfr_top1 >= there.sfr
+
+
+def test_processes_that_find_one_floor_do_not_take_each_others_file_away():
+    """Pairs of all layers have the same, so two processes come to it at the same time."""
+    config = SparseCoderConfig(num_latents=16, k=4)
+    sae, context = SparseCoder(8, config, dtype=torch.float32), get_context("fork")
+    together = context.Barrier(4)
+
+    def find() -> None:
+        try:
+            for seed in range(1, 40):
+                together.wait()
+                floor_of(sae, (0, seed), Path("results"), torch.device("cpu"))
+        except BaseException:
+            together.abort()  # the others wait for this one
+            raise
+
+    processes = [context.Process(target=find) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert len(list(Path("results").rglob("*"))) == 2 + 39

@@ -1,9 +1,11 @@
 """What sparsify's trainer is handed in place of parts of its own."""
 
 import torch
+import torch.distributed as dist
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sae_utils.training.adapters import numbers_written_by_the_device
+from sae_utils.training.adapters import Replica, numbers_written_by_the_device
 
 
 class Operations(TorchDispatchMode):
@@ -48,3 +50,26 @@ def test_numbers_are_the_same_as_ever():
         assert written() == before
     assert written() == before
     assert before[0] == [False, True, False, False, True, True]
+
+
+def test_gradients_are_averaged_once_a_step():
+    """In every backward pass they would go over the network as often as a batch is cut, or batches are put together."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        layer = nn.Linear(3, 2)
+        replica, sent = Replica(layer, n_backward=3, gradient_as_bucket_view=True), []
+
+        def send(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+            sent.append(bucket.buffer().clone())
+            return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
+
+        replica.register_comm_hook(None, send)
+        for step in range(2):
+            for i in range(3):
+                assert len(sent) == step
+                replica(torch.full((1, 3), float(i + step))).sum().backward()
+            assert layer.weight.grad.tolist() == [[3.0 + 3 * step] * 3] * 2, "of all three"
+            layer.zero_grad()
+        assert len(sent) == 2
+    finally:
+        dist.destroy_process_group()
