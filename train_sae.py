@@ -414,20 +414,20 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         return
 
     # 3. Measure every SAE on every source and on random tokens.  4. Match them with each other, across seeds and
-    # sources, which all processes share, and see what their latents fire on. One target after the other.
+    # sources, and see what their latents fire on. All processes share 3 and the matching. One target after the other.
     sources = find_sources_of(saes, where)
     results = read_known(args.results_dir, saes, sources)
+    results.is_written_here = workers.is_main
     for folder in args.other_results_dirs if workers.is_main else ():
         take_over(results, saes, folder)
     with look_ahead(saes, sources, results, comparison, workers, kinds=args.pairs) as outlook:
         for group in group_saes(saes, sources, comparison):
             outlook.begin(group.key, group.name)
-            if workers.is_main:
-                measure(group, results, outlook)
-                if labelled:
-                    from sae_utils.comparison.probes import probe  # scikit-learn takes a second
+            measure(group, results, outlook, workers)
+            if labelled:  # which only the main process knows
+                from sae_utils.comparison.probes import probe  # scikit-learn takes a second
 
-                    probe(group, labelled, results)
+                probe(group, labelled, results)
             match_pairs(group.saes, results, device, kinds=args.pairs, workers=workers, outlook=outlook)
             if workers.is_main:
                 compare_codes(group, results)

@@ -8,6 +8,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from sae_utils.errors import InputError
+
 TIMEOUT = timedelta(days=7)
 """How long processes wait for each other: a round of sampling may take hours, and a dead one is torchrun's to
 notice."""
@@ -65,6 +67,19 @@ class Workers:
         values = [None] * self.n
         dist.all_gather_object(values, value)
         return values
+
+    def check_alike(self, what: str, value: Any) -> None:
+        """Refuse to go on where a process has something else under the same name; waits for all.
+
+        Raises:
+            InputError: In every process.
+        """
+        values = self.gather(value)
+        if others := [rank for rank, each in enumerate(values) if each != values[0]]:
+            raise InputError(
+                f"{what} must be the same in all processes, and is {values[others[0]]} in process {others[0]} and "
+                f"{values[0]} in process 0; give a folder that all machines share, or the same copy to each"
+            )
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes, in place; waits for all."""

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from conftest import make_model
 from test_cli import ROOT, all_bytes, compared
 
 import generate_datasets
@@ -157,6 +158,25 @@ def test_folders_that_are_not_one_are_refused(tiny, script):
     if len(apart()) > 3:
         assert f"{Path('there').absolute()}" not in said.split("is not there on second")[0].split("written into")[1]
     assert not list(Path("here").rglob("writing_*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["generate_datasets.py", "train_sae.py"])
+def test_a_model_that_is_another_one_on_the_other_machine_is_refused(tiny, script):
+    """One that was copied before it was changed, say: half of a data set, or of every batch, would be of that."""
+    for seed, host in enumerate(MACHINES):
+        make_model(Path(host) / "models" / "tiny", seed=seed)
+    generate_datasets.main([*generation("data")[:-2], "--output_dir", "data"])
+    make, flag, model = (
+        (generation, "--models", "models/tiny")
+        if script == "generate_datasets.py"
+        else (training, "--org_name", "models")
+    )
+    flags = make("out")
+    flags[flags.index(flag) + 1] = model
+    said = on_two_machines(ROOT / script, flags)
+    assert "the model models/tiny must be the same in all processes, and is" in said and "[1, 1]" in said
+    assert not list(Path("out").rglob("*.arrow")) + list(Path("out").rglob("*.safetensors"))
 
 
 def test_a_process_alone_shares_with_nobody():

@@ -27,6 +27,7 @@ from sae_utils.models import (
 )
 from sae_utils.training.cells import Cell, Target
 from sae_utils.training.loop import load_target
+from sae_utils.training.machines import Machines
 from sae_utils.training.settings import TrainingSettings
 
 
@@ -157,7 +158,9 @@ def test_whole_model_has_the_fingerprint_of_what_training_took_of_it(kind, dtype
     for last_layer in (0, 1):
         target = Target(folder, dtype, load_tokenizer(folder), load_config(folder), 48, Exclusion(), trunk_bytes=0)
         cell = Cell(target, None, None, TrainingSettings(layers=tuple(range(last_layer + 1))), None)
-        assert fingerprint_trunk(whole, last_layer) == fingerprint_model(load_target(cell, torch.device("cpu")))
+        assert fingerprint_trunk(whole, last_layer) == fingerprint_model(
+            load_target(cell, Machines(torch.device("cpu"), None))
+        )
     assert fingerprint_trunk(whole, 0) != fingerprint_trunk(whole, 1)
     assert fingerprint_model(whole) == before, "the model is whole again"
 

@@ -8,6 +8,7 @@ latent, to which every run adds what is not known yet. Its files in the order of
     results         metrics.json, metrics.csv and arrays
     merging         SAEs and results of several folders, put together
     groups          SAEs that are measured together, as many at a time as memory allows
+    sharing_out     SAEs measured by several processes, each its part
     outlook         how far it has got, in one line
     measuring       every SAE on every source and on random tokens
     firing          what latents do on other sources than their own

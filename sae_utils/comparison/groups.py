@@ -106,6 +106,10 @@ class Group:
             self._target = target
         return self._target
 
+    def take_target_of(self, part: "Group") -> None:
+        """Go on with the model that a part of this group has loaded, if it has."""
+        self._target = part._target
+
     @property
     def exclusion(self) -> Exclusion:
         """Positions that none of the SAEs sees."""

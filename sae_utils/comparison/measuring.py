@@ -16,8 +16,11 @@ import numpy as np
 from sae_utils.comparison.firing import COUNTED, compare_firing, rates_name
 from sae_utils.comparison.groups import Group
 from sae_utils.comparison.outlook import RANDOM_TOKENS, RECONSTRUCTION, SPLICING, Count, Outlook
+from sae_utils.comparison.pairs import ALONE
 from sae_utils.comparison.results import Results, read_results
+from sae_utils.comparison.sharing_out import begin_as_main, put_together, share_of
 from sae_utils.comparison.trained import TrainedSae
+from sae_utils.distributed import Workers
 from sae_utils.errors import NonFiniteError
 from sae_utils.evaluation.random_tokens import (
     RANDOM_DRAW,
@@ -48,27 +51,42 @@ def read_known(results_dir: Path, saes: Sequence[TrainedSae], sources: Mapping[t
     return results
 
 
-def measure(group: Group, results: Results, outlook: Outlook | None = None) -> None:
+def measure(group: Group, results: Results, outlook: Outlook | None = None, workers: Workers = ALONE) -> None:
     """Add what is not known yet about the SAEs of a group, on every source and on random tokens.
 
-    An SAE that has diverged is marked as such, and nothing else is measured of it.
+    An SAE that has diverged is marked as such, and nothing else is measured of it. All processes come here; after each
+    step all know what was found, and the main one has written it.
 
     Args:
         group: The SAEs.
         results: What is known; what is found is added.
         outlook: Is told how far it has got; None where nobody looks.
+        workers: The processes that share the SAEs.
     """
     outlook = outlook or Outlook()
+    begin_as_main(group, results, workers)
+    part = share_of(group, workers)
+    if part:
+        find_diverged(part, results)
+    for source in group.sources.values():
+        if part:
+            evaluate_on(part, source, results, outlook)
+        put_together(part, results, workers)
+    if part:
+        compare_firing(converged(part.saes, results), results)
+        count_fakes(part, results, outlook)
+        group.take_target_of(part)
+    put_together(part, results, workers)
+    outlook.pause()
+
+
+def find_diverged(group: Group, results: Results) -> None:
+    """Mark SAEs whose weights are not finite, where it is not known whether they are."""
     for sae in group.saes:
         record = results.saes[sae.key]
         if record.get("is_diverged") is None:
             has_finite_weights = record["evaluations"] or are_finite(sae.load("cpu"))
             _set_diverged(results, sae.key, not has_finite_weights)
-    for source in group.sources.values():
-        evaluate_on(group, source, results, outlook)
-    compare_firing(converged(group.saes, results), results)
-    count_fakes(group, results, outlook)
-    outlook.pause()
 
 
 def plan_measuring(group: Group, results: Results, outlook: Outlook) -> None:

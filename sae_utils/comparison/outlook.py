@@ -34,7 +34,7 @@ class Part:
     """SAEs that are measured and matched together."""
 
     cells: Count = field(default_factory=Count)
-    """SAEs on sources."""
+    """SAEs on sources, those that this process measures."""
 
     pairs: Count = field(default_factory=Count)
     """Pairs of SAEs: those that are known, and those that this process matches."""

@@ -82,6 +82,9 @@ class Results:
     own: set[tuple] | None = None
     """Keys of the SAEs that this run is about; None for all. Those of others may change on disk meanwhile."""
 
+    is_written_here: bool = True
+    """Whether this process writes `metrics.json`; of several, one does. Arrays are written by whoever finds them."""
+
     def save(self) -> Path:
         """Write `metrics.json` and `metrics.csv`, with what other runs have written there since; the former's path.
 
@@ -89,7 +92,7 @@ class Results:
             InputError: If what stands there is not ours, or damaged.
         """
         path = self.folder / "metrics.json"
-        if self._is_saved():
+        if not self.is_written_here or self._is_saved():
             return path
         with self.lock():
             self._take_in(read_results(self.folder))

@@ -211,7 +211,9 @@ def run_job(checked: CheckedJob, workers: Workers, *, quiet: bool = False) -> st
             tidy_up(job)
         return outcome
     source = load_causal_lm(job.reference, job.device, job.dtype)
-    growing = GrowingDataset(job.folder, full_settings(source, job.settings, job.dtype), overwrite=job.overwrite)
+    settings = full_settings(source, job.settings, job.dtype)
+    workers.check_alike(f"the model {job.reference}", settings["model_fingerprint"])
+    growing = GrowingDataset(job.folder, settings, overwrite=job.overwrite)
     prepare_for_sampling_(source.model)
     with growing if workers.is_main else contextlib.nullcontext():
         how = {"n_rows": checked.n_rows, "is_fixed": job.fixed_batches, "quiet": quiet}

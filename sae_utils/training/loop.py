@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from sae_utils.files import remove_folder
@@ -79,7 +78,7 @@ def train_grid(
                 while job:
                     part = cell.with_layers(job.layers)
                     if model is None or max(job.layers) >= len(find_layers(model)[1]):
-                        model = load_target(part, machines.device)
+                        model = load_target(part, machines)
                     train_cell(part, job.seeds, model, machines, checkpoints, tracking, quiet=quiet)
                     kept |= {each.name for each in cell.kept if checkpoints.overwrite}
                     # Of an interrupted run only what it was begun with went on.
@@ -90,10 +89,17 @@ def train_grid(
     return finished
 
 
-def load_target(cell: Cell, device: torch.device) -> PreTrainedModel:
-    """The cell's target model without its head, cut after the last layer that is encoded."""
-    model = load_trunk(cell.target.reference, device, cell.target.dtype)
+def load_target(cell: Cell, machines: Machines) -> PreTrainedModel:
+    """The cell's target model without its head, cut after the last layer that is encoded.
+
+    Raises:
+        InputError: If it is not the same in all processes.
+    """
+    model = load_trunk(cell.target.reference, machines.device, cell.target.dtype)
     cut_after_(model, max(cell.settings.layers))
+    if machines.workers.n > 1:
+        found = fingerprint_trunk(model, max(cell.settings.layers))
+        machines.workers.check_alike(f"the model {cell.target.reference}", found)
     return model
 
 
