@@ -1,4 +1,4 @@
-"""Features beside the page: those with which it would be too large lie in files, which it reads when they are asked for.
+"""Features beside the page: those with which it would be too large lie in files that it reads when they are asked for.
 
 A page that was opened from a disk may not fetch anything, but it may load scripts: a file calls a function of the page
 with the features of an SAE. Its name has a checksum of them. So a page finds its own files or none, never those of

@@ -1,4 +1,4 @@
-"""Parts of the page that grow with the number of SAEs, of which the largest are left out where it would be too large."""
+"""Parts of the page that grow with the number of SAEs; the largest are left out where the page would be too large."""
 
 
 class Parts:

@@ -197,7 +197,7 @@
     byId("features").start = first + 1;
     byId("features").replaceChildren(...page.map((feature) => featureElement(feature, shown)));
     byId("lacking").hidden = shown !== null;
-    byId("lacking").textContent = shown === null ? `The features of this SAE are in ${files[state.sae]}, which is not beside this page.` : "";
+    byId("lacking").textContent = shown === null ? `The features of this SAE are in ${files[state.sae]}, which is not beside this page, or not whole.` : "";
     byId("status").textContent = page.length
       ? `${count(first + 1)}–${count(first + page.length)} of ${count(visible.length)} features, page ${state.page + 1} of ${lastPage() + 1}`
       : shown ? "No feature of this SAE is in this group." : "No features to show.";
