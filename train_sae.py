@@ -587,7 +587,7 @@ def show(results: "Results", keys: Sequence[tuple], probed: Sequence[str] = ()) 
         print(f"\n{probe_table(results, keys, probed)}")
     print(f"\n{page}: the comparison, with a browser of the features")
     if beside := feature_files(results.folder):
-        print(f"{beside[0].parent}: features of {len(beside)} SAEs, for which the page looks there; keep them together")
+        print(f"{beside[0].parent}: features that the page reads from there; keep them together")
     print(f"{results.folder / 'metrics.json'}, {results.folder / 'metrics.csv'}: all numbers")
     print(f"{figures[0].parent}: the figures, as PNG and SVG", flush=True)
 
