@@ -574,6 +574,7 @@ def show(results: "Results", keys: Sequence[tuple], probed: Sequence[str] = ()) 
         keys: Target, source, layer and seed of the SAEs to be shown on the terminal.
         probed: Names of the labelled texts to be shown there.
     """
+    from sae_utils.report.feature_files import feature_files
     from sae_utils.report.figures import write_figures
     from sae_utils.report.freshness import fresh_figures, record_report
     from sae_utils.report.page import write_report
@@ -584,12 +585,14 @@ def show(results: "Results", keys: Sequence[tuple], probed: Sequence[str] = ()) 
     if (figures := fresh_figures(results.folder)) is None:
         with results.lock():
             figures, page = write_figures(results.folder), write_report(results.folder)
-            record_report(results.folder, [page, *figures])
+            record_report(results.folder, [page, *feature_files(results.folder), *figures])
     results.lock().remove_left_over()
     print(results_tables(results, keys))
     if probed:
         print(f"\n{probe_table(results, keys, probed)}")
     print(f"\n{page}: the comparison, with a browser of the features")
+    if beside := feature_files(results.folder):
+        print(f"{beside[0].parent}: features that the page reads from there; keep them together")
     print(f"{results.folder / 'metrics.json'}, {results.folder / 'metrics.csv'}: all numbers")
     print(f"{figures[0].parent}: the figures, as PNG and SVG", flush=True)
 
@@ -616,7 +619,7 @@ def show_again(results_dir: Path) -> None:
 
 def send_to_wandb(results: "Results", saes: Sequence["TrainedSae"], tracking: "Tracking") -> None:
     """Put what is new into the summaries of the runs that trained the SAEs, and into a run per target of its own."""
-    from sae_utils.report.dashboard import FILES, comparison_config, comparison_tables
+    from sae_utils.report.dashboard import comparison_config, comparison_files, comparison_tables
     from sae_utils.report.tables import wandb_summary
     from sae_utils.training.comparison_runs import Comparison, send_comparisons
     from sae_utils.training.wandb_runs import add_to_summaries, is_summary_due
@@ -625,7 +628,7 @@ def send_to_wandb(results: "Results", saes: Sequence["TrainedSae"], tracking: "T
     due = [cell for cell in sorted(folders) if cell in results.changed or is_summary_due(folders[cell])]
     add_to_summaries(tracking, {folders[cell]: wandb_summary(results, *cell) for cell in due})
     targets = sorted({sae.key[0] for sae in saes})
-    files = [results.folder / name for name in FILES]
+    files = comparison_files(results)
     compared = [
         Comparison(each, comparison_config(results, each), comparison_tables(results, each), files) for each in targets
     ]

@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
@@ -22,6 +23,8 @@ from test_cli import TRAIN
 
 import generate_datasets
 import train_sae
+from sae_utils.report.feature_files import CALL, feature_files
+from sae_utils.report.page import write_report
 from sae_utils.training.wandb_login import stop_service
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,6 +73,7 @@ def study(tmp_path_factory) -> Path:
         train_sae.main([*TRAIN, *compare])
         train_sae.main([*TRAIN, *compare, "--eval_only", "--wandb_mode", "offline"])
         stop_service()
+        write_report(Path(shutil.copytree("results", "large")), max_bytes=1)
         kill_after(
             "samples_*", generate_datasets.main, [*sample, "--n", "40", "--batch_size", "8", "--output_dir", "growing"]
         )
@@ -229,7 +233,7 @@ def file_patterns() -> dict[str, str]:
 
 def all_files() -> set[str]:
     """Every file of the study under the name that it has in the page's folders."""
-    named = {"growing": "datasets", "killed": "checkpoints", "grown": "checkpoints"}
+    named = {"growing": "datasets", "killed": "checkpoints", "grown": "checkpoints", "large": "results"}
     folders = ["datasets", "checkpoints", "results", *named]
     paths = [path for folder in folders for path in Path(folder).rglob("*") if path.is_file()]
     return {"/".join([named.get(path.parts[0], path.parts[0]), *path.parts[1:]]) for path in paths}
@@ -253,6 +257,7 @@ def test_every_file_that_is_listed_is_written():
     missing = {pattern for pattern in patterns if not any(matches(file, pattern) for file in files)}
     assert missing <= {pattern for pattern, when in patterns.items() if when == "running"}
     others = {"unfinished", "running", "text corpus", "layers added later", "`--keep_state`", "`--export saelens`"}
+    others |= {"large results"}
     assert set(patterns.values()) == {"always", "W&B"} | others
 
 
@@ -299,6 +304,16 @@ def test_figures_are_those_that_are_listed():
 def test_fields_are_those_that_are_documented(path, heading):
     """Readers of the files have nothing else to go by."""
     compare_fields(read(path), documented(heading))
+
+
+def test_fields_of_features_beside_the_page():
+    paths = feature_files(Path("large"))
+    assert len(paths) == 2 * 2 * 3, "layers, sources, seeds"
+    for path in paths:
+        call = path.read_text(encoding="ascii").removeprefix(CALL).removesuffix(");\n")
+        name, data = json.loads(f"[{call}]")
+        assert name == f"features/{path.name}"
+        compare_fields(data, documented("`features/<cell>_seed_<seed>_layers.<layer>.<checksum>.js`"))
 
 
 @pytest.mark.parametrize(("folder", "number"), [("checkpoints", 0), ("datasets", 1)])

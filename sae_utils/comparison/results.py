@@ -234,6 +234,8 @@ def check_are_ours(folder: Path) -> None:
     figures, is_ours = folder / "figures", any(each.exists() for each in (path, table, page))
     if figures.exists() and not is_ours and (not figures.is_dir() or any(figures.iterdir())):
         others.append(figures)
+    if (features := folder / "features").exists() and not features.is_dir():
+        others.append(features)
     if others:
         raise InputError(
             f"{others[0]} is not of this project, and would be overwritten; move it away, or give another --results_dir"

@@ -21,6 +21,8 @@ computed here that is not in the results already: no model, no data set and no w
     settings_figures   figures over training tokens and active latents
     figures       all figures, as PNG and SVG
     feature_data  data of the feature browser
+    feature_files  those of them that lie beside the page
+    parts         what the page leaves out where it would be too large
     page          report.html, from templates/
     freshness     is the report still that of the results?
 """

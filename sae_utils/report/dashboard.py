@@ -1,12 +1,11 @@
 """The comparison of a target as W&B shows it: what was compared, and the tables, whose cells are single values."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sae_utils.comparison.results import Results
-
-FILES = ("report.html", "metrics.json", "metrics.csv")
-"""Files of a results folder that say everything about it."""
+from sae_utils.report.feature_files import feature_files
 
 Row = dict[str, Any]
 """A row of a table, by column."""
@@ -22,6 +21,12 @@ def comparison_config(results: Results, target: str) -> dict[str, Any]:
     sources = sorted({record.get("dataset", record["source"]) for record in saes})
     shared = {name: found[name][0] if len(found[name]) == 1 else found[name] for name in ("n_latents", "k")}
     return {"target": target, "sources": sources, **shared, "layers": found["layer"], "seeds": found["seed"]}
+
+
+def comparison_files(results: Results) -> dict[str, Path]:
+    """Files of a results folder that say everything about it, by their names in there: numbers, and a whole page."""
+    paths = [results.folder / name for name in ("report.html", "metrics.json", "metrics.csv")]
+    return {path.relative_to(results.folder).as_posix(): path for path in [*paths, *feature_files(results.folder)]}
 
 
 def comparison_tables(results: Results, target: str) -> dict[str, list[Row]]:

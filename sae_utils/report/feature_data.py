@@ -3,26 +3,42 @@
 Tokens are numbered in a table per SAE and activations of 0 are left out: a tenth of the size of the features file.
 """
 
+import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from sae_utils.paths import cell_name
 from sae_utils.report.findings import Comparison, Findings
 
 SIGNIFICANT_DIGITS = 4
 """Of activations and rates in the page; the files have them all."""
 
 
-def browser_data(findings: Findings) -> list[dict[str, Any]]:
-    """One object per SAE whose features are in `details`, in the order of the records.
+@dataclass(frozen=True)
+class SaeFeatures:
+    """The features of an SAE."""
 
-    Returns:
-        `label`; `nLatents`; `howChosen`; `tokens`, the different tokens; `features`, each with `latent`, `rate`, `max`,
-        `cosine`, `partner`, `partnerSeed`, `partnerSae` (index into this list, None if the partner is not in the
-        page), `fake`, `randomRate`, `sources` and `contexts`: `[token numbers, [position, activation, position, ...],
-        peak]`. Of `sources` each is `[name, share of its SAEs in which the latent comes back, firing rate there]`, the
-        SAE's own first; what is not known is None.
+    label: str
+    """What the page calls the SAE."""
+
+    name: str
+    """What tells it from all others, also those of other results."""
+
+    text: str
+    """JSON of ASCII that a script element can hold: an object of
+
+    `nLatents`; `howChosen`; `tokens`, the different tokens; `features`, each with `latent`, `rate`, `max`, `cosine`,
+    `partner`, `partnerSeed`, `partnerSae` (index of its SAE, None if the partner is not in the page), `fake`,
+    `randomRate`, `sources` and `contexts`: `[token numbers, [position, activation, position, ...], peak]`. Of `sources`
+    each is `[name, share of its SAEs in which the latent comes back, firing rate there]`, the SAE's own first; what is
+    not known is None.
     """
+
+
+def browser_data(findings: Findings) -> list[SaeFeatures]:
+    """Every SAE whose features are in `details`, in the order of the records."""
     shown = [
         (comparison, seed)
         for comparison in findings.comparisons
@@ -40,8 +56,8 @@ def browser_data(findings: Findings) -> list[dict[str, Any]]:
 
 def _one_sae(
     findings: Findings, comparison: Comparison, seed: int, index_of: dict[tuple, int], latents_of: dict[tuple, set[int]]
-) -> dict[str, Any]:
-    """The object of one SAE."""
+) -> SaeFeatures:
+    """The features of one SAE."""
     numbers: dict[str, int] = {}
     features, in_sources = [], _in_sources(findings, comparison, seed)
     for feature in comparison.features["seeds"][str(seed)]:
@@ -64,13 +80,15 @@ def _one_sae(
                 "contexts": [_one_context(context, numbers) for context in feature["contexts"]],
             }
         )
-    return {
-        "label": f"{findings.label(comparison)}, seed {seed}",
+    data = {
         "nLatents": comparison.features["n_latents"],
         "howChosen": comparison.features["how_chosen"],
         "tokens": list(numbers),
         "features": features,
     }
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")  # or </script> ends it
+    name = f"{cell_name(comparison.target, comparison.source)}_seed_{seed}_layers.{comparison.layer}"
+    return SaeFeatures(f"{findings.label(comparison)}, seed {seed}", name, text)
 
 
 def _in_sources(

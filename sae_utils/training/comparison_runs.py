@@ -57,12 +57,12 @@ class Comparison:
     tables: Mapping[str, Rows]
     """Tables by name; those without rows are not sent."""
 
-    files: Sequence[Path]
-    """Files of the artefact."""
+    files: Mapping[str, Path]
+    """Files of the artefact, by their names in it."""
 
     def checksum(self, tracking: Tracking) -> str:
         """Of what is sent, and where to."""
-        files = {path.name: checksum_file(path) for path in self.files}
+        files = {name: checksum_file(path) for name, path in self.files.items()}
         where = tracking.project, tracking.entity
         return checksum_text(to_json([self.config, self.tables, files, where]))
 
@@ -146,8 +146,8 @@ def _log_all(run: "Run", comparison: Comparison) -> None:
     os.environ.setdefault("WANDB_DATA_DIR", str(root_folder() / "wandb"))
     began_sec = time.monotonic()
     artifact = wandb.Artifact(_artifact_name(comparison.target, run.id), KIND)
-    for path in comparison.files:
-        artifact.add_file(str(path), name=path.name)
+    for name, path in comparison.files.items():
+        artifact.add_file(str(path), name=name)
     run.log_artifact(artifact)
     for name, rows in comparison.tables.items():
         if time.monotonic() - began_sec > SEND_LIMIT_SEC:

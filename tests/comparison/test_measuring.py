@@ -408,7 +408,7 @@ def test_runs_that_share_a_results_folder_add_to_it(grid):
     assert [each | {"codes": None} for each in found["pairs"]] == [each | {"codes": None} for each in within]
 
 
-@pytest.mark.parametrize("name", ["report.html", "metrics.csv", "metrics.json", "figures/mine.png"])
+@pytest.mark.parametrize("name", ["report.html", "metrics.csv", "metrics.json", "figures/mine.png", "features"])
 def test_files_of_others_are_left_alone_and_said_before_anything_is_trained(grid, name, capsys):
     shutil.rmtree("results")
     path = Path("results") / name

@@ -6,7 +6,8 @@ import pytest
 from report_fixture import write_results
 
 from sae_utils.comparison.results import Results, read_results
-from sae_utils.report.dashboard import comparison_config, comparison_tables
+from sae_utils.report.dashboard import comparison_config, comparison_files, comparison_tables
+from sae_utils.report.feature_files import CALL
 
 
 @pytest.fixture
@@ -27,6 +28,17 @@ def test_what_saes_differ_in_is_a_list(results):
     """One of several numbers alone would be wrong of the others."""
     results.saes["small", "corpus", 7, 0] |= {"n_latents": 512}
     assert comparison_config(results, "small")["n_latents"] == [256, 512]
+
+
+def test_files_are_the_numbers_and_the_page_with_what_lies_beside_it(results):
+    """A page that was downloaded without its features could not show them."""
+    beside = results.folder / "features" / "small_seed_0_layers.7.0123.js"
+    beside.parent.mkdir()
+    beside.write_text(f'{CALL}"{beside.name}",{{}});')
+    beside.with_name("notes.js").touch()
+    files = comparison_files(results)
+    assert list(files) == ["report.html", "metrics.json", "metrics.csv", f"features/{beside.name}"]
+    assert all(path == results.folder / name for name, path in files.items())
 
 
 def test_there_is_a_row_for_each_sae_and_source_and_for_each_record_of_the_target(results):

@@ -11,6 +11,7 @@ import pytest
 from report_fixture import HOSTILE, edit_metrics, write_results
 
 from sae_utils.errors import MissingInputError
+from sae_utils.report.feature_files import CALL, feature_files
 from sae_utils.report.page import write_report
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -25,6 +26,7 @@ class Page(HTMLParser):
         self.scripts: dict[str, str] = {}
         self.links: list[str] = []
         self.ids: list[str] = []
+        self.choices: list[dict[str, str]] = []
         self.open: list[str] = []
         self.mismatched: list[str] = []
         self.script_id = self.metric = None
@@ -34,6 +36,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attributes):
         values = dict(attributes)
         self.ids += [values["id"]] if "id" in values else []
+        self.choices += [values] if tag == "option" and values["value"].isdigit() else []
         self.links += [values[name] for name in ("href", "src") if name in values]
         if tag not in VOID:
             self.open.append(tag)
@@ -263,6 +266,60 @@ def test_hostile_names_and_tokens_stay_text(tmp_path):
     assert {source for source, _ in page.answers} == {name}
     assert page.text.count("<script") == 4 + 1
     assert set(HOSTILE) <= set(json.loads(page.scripts["features-0"])["tokens"])
+
+
+# how large it gets
+
+
+def offered(path: Path) -> list[dict]:
+    """Features of every SAE that a page lets choose, from wherever the page would take them."""
+    page, found = Page(path), []
+    for index, choice in enumerate(page.choices):
+        assert choice["value"] == str(index)
+        if "data-file" in choice:
+            text = (path.parent / choice["data-file"]).read_text(encoding="utf-8")
+            name, data = json.loads(f"[{text.removeprefix(CALL).removesuffix(');' + chr(10))}]")
+            assert name == choice["data-file"] and f"features-{index}" not in page.scripts
+        else:
+            data = json.loads(page.scripts[f"features-{index}"])
+        found.append(data)
+    return found
+
+
+def test_a_page_is_never_larger_than_its_cap_and_all_features_it_offers_are_there(tmp_path):
+    """Mail refuses it otherwise; and what lies beside it is what would be in it, to the last number."""
+    results = write_results(tmp_path, layers=[7], n_seeds=3, n_features=20, hostile=True)
+    page = write_report(results)
+    whole, n_bytes = offered(page), page.stat().st_size
+    assert len(whole) == 3 and feature_files(results) == [] and "keep them together" not in page.read_text()
+    size = len(json.dumps(whole[0], separators=(",", ":")))
+    for max_bytes, n_beside in ((n_bytes - 9, 1), (n_bytes - size, 2), (80_000, 3)):
+        page = write_report(results, max_bytes=max_bytes)
+        assert page.stat().st_size <= max_bytes
+        assert offered(page) == whole and len(feature_files(results)) == n_beside, max_bytes
+        said = f"Features of {n_beside} of the 3 SAEs lie in <code>features/</code> beside this page"
+        assert (said in page.read_text()) == (n_beside > 0)
+    write_report(results)
+    assert not (results / "features").exists()
+
+
+def test_what_is_left_out_is_said_and_the_answer_stays(tmp_path):
+    """With a hundred sources, tables of every two of them are larger than all else together."""
+    results = write_results(tmp_path, layers=[7], text_sources=["corpus"], n_features=1)
+    before = Page(write_report(results))
+    page = write_report(results, max_bytes=70_000)
+    after = Page(page)
+    assert page.stat().st_size <= 70_000
+    assert after.answers == before.answers and after.mismatched == []
+    n_charts = before.text.count('<svg class="chart"') - after.text.count('<svg class="chart"')
+    assert n_charts > 3 and "This figure would make this page too large; it is in the files." in after.text
+    for name in re.findall(r'<figure id="figure-(\w+)">\s*<p class="missing">', after.text):
+        assert f'href="figures/{name}.svg"' in after.text
+    smallest = Page(write_report(results, max_bytes=1))
+    assert smallest.answers == before.answers and "<svg class=" not in smallest.text
+    assert "The tables of 2 sources would make this page too large; their numbers are in" in smallest.text
+    assert "The table “Fake features” would make this page too large; its numbers are in" in smallest.text
+    assert len(smallest.text.encode()) < 60_000
 
 
 # what is missing

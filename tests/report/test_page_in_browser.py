@@ -1,6 +1,7 @@
 """report.html in a headless Chromium: the feature browser, errors, requests, small screens, contrast."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,80 @@ def test_browser_jumps_to_the_partner(opened):
     assert opened.run("document.getElementById('filter').value") == "all"
     box = opened.run("(({top, bottom}) => [top, bottom])(document.activeElement.getBoundingClientRect())")
     assert box[1] > 0 and box[0] < 800
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory) -> tuple[Path, Path]:
+    """The same page with all features of two SAEs in it, and with all of them beside it; a name needs escaping."""
+    folder, name = tmp_path_factory.mktemp("split"), "a #1 50% <model>?"
+    results = write_results(folder, targets=[name], sources=[name], layers=[7], n_latents=64, hostile=True)
+    inside = write_report(results)
+    within = shutil.copyfile(inside, folder / "inside.html")
+    return within, write_report(results, max_bytes=inside.stat().st_size // 2)
+
+
+def shown_once_loaded(browser: Chromium, sae: int) -> str:
+    """Everything that the browser of features has on the page, when it is done with what was chosen."""
+    ready = "document.getElementById('lacking').hidden === false || document.querySelectorAll('.feature').length > 0"
+    browser.run(
+        "document.getElementById('features').replaceChildren(); document.getElementById('lacking').hidden = true"
+    )
+    choose(browser, "sae", str(sae))
+    browser.run(f"new Promise((done) => {{ const wait = () => {ready} ? done() : setTimeout(wait, 5); wait(); }})")
+    return browser.run(
+        "['features', 'status', 'how-chosen', 'lacking'].map((id) => document.getElementById(id).innerHTML).join()"
+    )
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_features_look_the_same_inside_the_page_and_beside_it(browser, pages):
+    """A page from a disk may read them as scripts only, and only if its policy lets it."""
+    seen = []
+    for page in pages:
+        browser.open(page)
+        seen.append([shown_once_loaded(browser, sae) for sae in (0, 1, 0)])
+        assert browser.errors == []
+        beside = [url for url in browser.requests if "/features/" in url]
+        assert len(beside) == len(set(beside)) == (2 if page is pages[1] else 0), "each file once"
+    assert seen[0] == seen[1] and "Feature" in seen[0][0] and seen[0][0] != seen[0][1]
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_the_partner_may_be_in_another_file(browser, pages):
+    browser.open(pages[1])
+    shown_once_loaded(browser, 0)
+    assert len([url for url in browser.requests if "/features/" in url]) == 1
+    link = "document.querySelector('button[data-partner]')"
+    partner = browser.run(f"{link}.dataset.partner")
+    browser.run(f"{link}.click()")
+    focused = f"document.activeElement.id === 'feature-{partner}'"
+    browser.run(f"new Promise((done) => {{ const wait = () => {focused} ? done() : setTimeout(wait, 5); wait(); }})")
+    assert browser.run("document.getElementById('sae').value") == "1" and browser.errors == []
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_a_file_that_is_missing_is_named_until_it_is_there(browser, pages, tmp_path):
+    """Somebody sends the page alone; who gets it must know what to ask for."""
+    page = Path(shutil.copytree(pages[1].parent, tmp_path / "copied", dirs_exist_ok=True)) / "report.html"
+    missing, other = sorted((page.parent / "features").iterdir())
+    content = missing.read_bytes()
+    for damage in (missing.unlink, lambda: missing.write_bytes(content[:-99])):
+        damage()
+        browser.open(page)
+        assert f"in features/{missing.name}, which is not beside this page" in shown_in_words(browser, 0)
+        assert numbers(browser) == []
+        assert other.name not in shown_once_loaded(browser, 1) and len(numbers(browser)) == 20
+        missing.write_bytes(content)
+        assert missing.name not in shown_once_loaded(browser, 0) and len(numbers(browser)) == 20
+
+
+def shown_in_words(browser: Chromium, sae: int) -> str:
+    """The line that says what is missing."""
+    shown_once_loaded(browser, sae)
+    return browser.run("document.getElementById('lacking').textContent")
 
 
 @needs_chromium

@@ -40,7 +40,7 @@ def compared(fvu: float = 0.5, target: str = "tiny") -> Comparison:
     (RESULTS / "report.html").write_text(f"fvu {fvu}")
     rows = [{"source": "tiny", "fvu": fvu, "sfr": None}, {"source": "other", "fvu": 0.25, "sfr": 0.5}]
     config = {"target": target, "sources": ["other", "tiny"]}
-    return Comparison(target, config, {"saes": rows, "pairs": []}, [RESULTS / "report.html"])
+    return Comparison(target, config, {"saes": rows, "pairs": []}, {"report.html": RESULTS / "report.html"})
 
 
 def send(comparison: Comparison, tracking: Tracking) -> None:

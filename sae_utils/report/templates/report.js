@@ -3,17 +3,34 @@
   const PAGE_SIZE = 20;
   const SHARED_COSINE = 0.7;
   const byId = (id) => document.getElementById(id);
-  const parsed = new Map();
   const state = { sae: 0, sort: "rate", filter: "all", page: 0 };
+  let shown = null; /* data of the SAE that was chosen last; null as long as its file is missing */
   let visible = [];
 
   const CONTROL = { "\n": "↵", "\r": "␍", "\t": "⇥" };
 
-  /* data */
+  /* data: within the page or in a file beside it, which a page from a disk may read as a script only */
 
-  function saeData(index) {
-    if (!parsed.has(index)) parsed.set(index, JSON.parse(byId(`features-${index}`).textContent));
-    return parsed.get(index);
+  const files = [...byId("sae").options].map((option) => option.dataset.file);
+  const known = new Map();
+  window.addFeatures = (file, data) => known.set(files.indexOf(file), data);
+
+  async function saeData(index) {
+    if (!known.has(index)) {
+      const inside = byId(`features-${index}`);
+      if (inside) known.set(index, JSON.parse(inside.textContent));
+      else await run(files[index]);
+    }
+    return known.get(index) ?? null;
+  }
+
+  function run(file) { /* ends, too, where there is no such file, so that it is looked for again when it is asked for again */
+    return new Promise((resolve) => {
+      const script = make("script");
+      script.src = file.split("/").map(encodeURIComponent).join("/");
+      script.onload = script.onerror = () => { script.remove(); resolve(); };
+      document.head.append(script);
+    });
   }
 
   const isShared = (feature) => feature.cosine !== null && feature.cosine > SHARED_COSINE;
@@ -164,23 +181,29 @@
 
   const lastPage = () => Math.max(0, Math.ceil(visible.length / PAGE_SIZE) - 1);
 
-  function select() {
-    visible = saeData(state.sae).features.filter(FILTERS[state.filter]).sort(ORDERS[state.sort]);
+  async function select() { /* whether what is shown is what was asked for: meanwhile another may have been */
+    const asked = state.sae;
+    const found = await saeData(asked);
+    if (asked !== state.sae) return false;
+    shown = found;
+    visible = shown ? shown.features.filter(FILTERS[state.filter]).sort(ORDERS[state.sort]) : [];
+    return true;
   }
 
   function show() {
-    const data = saeData(state.sae);
     state.page = Math.min(Math.max(state.page, 0), lastPage());
     const first = state.page * PAGE_SIZE;
     const page = visible.slice(first, first + PAGE_SIZE);
     byId("features").start = first + 1;
-    byId("features").replaceChildren(...page.map((feature) => featureElement(feature, data)));
+    byId("features").replaceChildren(...page.map((feature) => featureElement(feature, shown)));
+    byId("lacking").hidden = shown !== null;
+    byId("lacking").textContent = shown === null ? `The features of this SAE are in ${files[state.sae]}, which is not beside this page, or not whole.` : "";
     byId("status").textContent = page.length
       ? `${count(first + 1)}–${count(first + page.length)} of ${count(visible.length)} features, page ${state.page + 1} of ${lastPage() + 1}`
-      : "No feature of this SAE is in this group.";
+      : shown ? "No feature of this SAE is in this group." : "No features to show.";
     byId("previous").setAttribute("aria-disabled", state.page === 0);
     byId("next").setAttribute("aria-disabled", state.page === lastPage());
-    byId("how-chosen").textContent = `${data.howChosen} ${count(data.features.length)} of ${count(data.nLatents)} latents are here.`;
+    byId("how-chosen").textContent = shown ? `${shown.howChosen} ${count(shown.features.length)} of ${count(shown.nLatents)} latents are here.` : "";
     byId("bubble").hidden = true;
   }
 
@@ -192,13 +215,14 @@
     if (byId("features").getBoundingClientRect().top < 0) byId("features").scrollIntoView();
   }
 
-  function jump(sae, latent) {
+  async function jump(sae, latent) {
     Object.assign(state, { sae, filter: "all" });
     byId("sae").value = sae;
     byId("filter").value = "all";
-    select();
+    if (!(await select())) return;
     state.page = Math.floor(visible.findIndex((feature) => feature.latent === latent) / PAGE_SIZE);
     show();
+    if (!shown) { byId("lacking").scrollIntoView({ block: "center" }); return; }
     const card = byId(`feature-${latent}`);
     card.classList.add("target");
     card.focus({ preventScroll: true });
@@ -213,11 +237,10 @@
   /* events */
 
   for (const name of ["sae", "sort", "filter"]) {
-    byId(name).addEventListener("change", (event) => {
+    byId(name).addEventListener("change", async (event) => {
       state[name] = name === "sae" ? Number(event.target.value) : event.target.value;
       state.page = 0;
-      select();
-      show();
+      if (await select()) show();
     });
   }
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
@@ -240,6 +263,5 @@
     state[name] = name === "sae" ? Number(byId(name).value) : byId(name).value;
   }
   for (const id of ["controls", "pager", "scale"]) byId(id).hidden = false;
-  select();
-  show();
+  select().then(show);
 })();
