@@ -79,7 +79,7 @@ def generate(args: argparse.Namespace) -> None:
     from sae_utils.generation.job import GenerationJob, check_jobs, run_job
     from sae_utils.generation.sampling import SamplingSettings
     from sae_utils.generation.shards import Goal
-    from sae_utils.generation.unsampled import describe_unsampled
+    from sae_utils.generation.unsampled import describe_all_unsampled, describe_job, describe_unsampled
     from sae_utils.progress import script_output
     from sae_utils.rates import tidy_rates
     from sae_utils.sharing.upload import find_push
@@ -101,10 +101,12 @@ def generate(args: argparse.Namespace) -> None:
         # 2. Say what will be done.  3. For each model: load, sample up to the goal, write, record.
         for job in jobs:
             if workers.is_main and (args.dry_run or not args.quiet):
-                print(job.describe(), flush=True)
+                print(describe_job(job), flush=True)
             if workers.is_main and args.dry_run:
-                print(describe_unsampled(job, workers.n), flush=True)
+                print(describe_unsampled(job), flush=True)
             job.check_room()
+        if workers.is_main and args.dry_run and len(jobs) > 1:
+            print(describe_all_unsampled(jobs), flush=True)
         folders = [job.job.folder for job in jobs]
         if push is not None:
             planned = push.describe("dataset", folders)

@@ -341,7 +341,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     from sae_utils.training.grid import describe_grid, plan_grid
     from sae_utils.training.loop import train_grid
     from sae_utils.training.machines import check_shares, find_machines
-    from sae_utils.training.room import check_room
+    from sae_utils.training.room import check_room, describe_room
     from sae_utils.training.status import describe_status
     from sae_utils.training.variants import name_variants
     from sae_utils.training.wandb_login import find_tracking
@@ -380,12 +380,13 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         cells = plan_grid(choice, settings, choose_dtype(args.dtype, device), device, workers, args.hookpoint)
         cells = name_variants(cells, checkpoints, workers, keep_at=args.keep_at)
         machines = find_machines(device, workers, **distribution)
-        plan = describe_grid(cells, choice.seeds, machines, checkpoints.folder)
+        plan = describe_grid(cells, choice.seeds, machines, checkpoints)
         pairs = pairs_of_grid(cells, choice.seeds, args.pairs)
         finished = [checkpoints.of(cell).seed_dir(seed) for cell in cells for seed in choice.seeds]
     if workers.is_main and (args.dry_run or not args.quiet):
         print(plan, flush=True)
     if workers.is_main and args.dry_run and not args.eval_only:
+        print(describe_room(cells, choice.seeds, machines, checkpoints), flush=True)
         print(describe_status(cells, choice.seeds, machines, checkpoints), flush=True)
     if workers.is_main and args.dry_run and not args.train_only:
         print(describe_pairs(pairs, device, workers.n), flush=True)

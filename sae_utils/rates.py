@@ -27,6 +27,9 @@ RATES_FILE = ".rates.json"
 UNKNOWN_DEVICE = "how long that takes is not known, as PyTorch sees no such device here"
 """What is said of a plan for a GPU that is not here."""
 
+TIMING_REMEDY = "give --time_steps, which times a few steps now"
+"""How to get a rate."""
+
 KEPT_AGAIN = "it is not used, and made again with the next measurement"
 """What becomes of a damaged file."""
 

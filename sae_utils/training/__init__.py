@@ -9,6 +9,7 @@ parts:
     grid        from what is asked for to the cells
     passes      which SAEs are trained together, by memory
     machines    devices and processes, and how they share the work
+    checkpoint_size  bytes on the disk, in the end and on the way
     room        do memory and disk hold what is planned?
     folders     where SAEs are kept, in the making and finished
     remaining   what is left to train of a cell: seeds, layers

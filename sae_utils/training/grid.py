@@ -2,18 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import torch
 
 from sae_utils.devices import dtype_name
-from sae_utils.disk import free_disk_bytes
+from sae_utils.disk import describe_bytes, free_disk_bytes
 from sae_utils.distributed import Workers
 from sae_utils.errors import InputError, check_positive
 from sae_utils.exclusion import find_exclusion
 from sae_utils.expansion import DictionarySize, check_latents_on_gpu
 from sae_utils.hookpoints import check_hookpoint
-from sae_utils.memory import NOT_HERE, sae_bytes
+from sae_utils.memory import NOT_HERE
 from sae_utils.models import (
     check_fits_context,
     check_layers,
@@ -28,7 +27,9 @@ from sae_utils.sources.catalog import SourceChoice, check_distinct, check_reads,
 from sae_utils.sources.joining import RowCounts, find_delimiters
 from sae_utils.sources.pieces import Ruler
 from sae_utils.training.cells import Cell, Target
+from sae_utils.training.folders import Checkpoints
 from sae_utils.training.machines import Machines
+from sae_utils.training.room import disk_of, memory_of, planned_passes
 from sae_utils.training.settings import TrainingSettings
 
 GB = 1e9
@@ -193,29 +194,26 @@ def find_targets(
     return targets
 
 
-def describe_grid(cells: Sequence[Cell], seeds: Sequence[int], machines: Machines, checkpoint_dir: Path) -> str:
+def describe_grid(cells: Sequence[Cell], seeds: Sequence[int], machines: Machines, checkpoints: Checkpoints) -> str:
     """The plan in a few lines: cells, tokens, steps, latents, passes, memory, disk."""
     on_the_way = {each.name for cell in cells for each in cell.kept}
     kept, cells = ([each for each in cells if (each.name in on_the_way) is is_kept] for is_kept in (True, False))
     settings, budget = cells[0].settings, cells[0].budget
-    n_saes = len(settings.layers) * len(seeds)
     n_steps = budget.n_train_chunks // settings.chunks_per_step
     lines = [
         f"{len(cells)} cells x {len(settings.layers)} layers x {len(seeds)} seeds; per SAE {budget.n_train_tokens:,} "
         f"training tokens in {n_steps:,} steps, {budget.n_eval_tokens:,} tokens held out; {machines.device}, "
         f"{dtype_name(cells[0].target.dtype)}" + (f"; {NOT_HERE}" if machines.free_bytes is None else "")
     ]
-    free_disk = free_disk_bytes(checkpoint_dir) / GB
+    free_disk = describe_bytes(free_disk_bytes(checkpoints.folder))
     free = "" if machines.free_bytes is None else f" of {machines.free_bytes / GB:.2f} GB free"
     for cell in cells:
-        target, memory = cell.target, cell.memory(is_replicated=machines.is_replicated)
-        passes = machines.plan_passes(memory, settings.layers, seeds)
-        n_together = max(len(each.layers) * len(each.seeds) for each in passes)
-        n_bytes = memory.of(-(-n_together // machines.n_layers_together))
+        passes = planned_passes(cell, seeds, machines)
         lines.append(
-            f"  {cell.name}: {target.n_latents:,} latents, k {settings.k}, {len(passes)} "
-            f"pass{'es' if len(passes) > 1 else ''} ({'; '.join(map(str, passes))}), about {n_bytes / GB:.2f} GB{free}"
-            f", {sae_bytes(target.d_model, target.n_latents) * n_saes / GB:.2f} GB on disk of {free_disk:.2f} GB free"
+            f"  {cell.name}: {cell.target.n_latents:,} latents, k {settings.k}, {len(passes)} "
+            f"pass{'es' if len(passes) > 1 else ''} ({'; '.join(map(str, passes))}), about "
+            f"{memory_of(cell, seeds, machines) / GB:.2f} GB{free}, {disk_of(cell, seeds, machines, checkpoints)}, of "
+            f"{free_disk} free"
         )
         lines.append(f"    {describe_rows(cell.packed.counts)}")
         if cell.source.base is not None:
