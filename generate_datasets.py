@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sae_utils.command_line import add_running_flags, add_sharing_flags, make_parser, run_script
+from sae_utils.command_line import add_running_flags, add_sharing_flags, check_running_flags, make_parser, run_script
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -79,11 +79,13 @@ def generate(args: argparse.Namespace) -> None:
     from sae_utils.generation.job import GenerationJob, check_jobs, run_job
     from sae_utils.generation.sampling import SamplingSettings
     from sae_utils.generation.shards import Goal
+    from sae_utils.generation.timed_batch import time_sampling
     from sae_utils.generation.unsampled import describe_all_unsampled, describe_job, describe_unsampled
     from sae_utils.progress import script_output
     from sae_utils.rates import tidy_rates
     from sae_utils.sharing.upload import find_push
 
+    check_running_flags(args)
     with script_output(quiet=args.quiet or not find_launch().is_main):
         # 1. Check every setting and every model's configuration before anything large is loaded.
         check_writable(args.output_dir, "output_dir")
@@ -97,6 +99,10 @@ def generate(args: argparse.Namespace) -> None:
         jobs = check_jobs(
             [GenerationJob(model, args.output_dir, settings, goal, *chosen) for model in args.models], workers
         )
+
+        if args.time_steps:
+            for job in jobs:
+                time_sampling(job, workers)
 
         # 2. Say what will be done.  3. For each model: load, sample up to the goal, write, record.
         for job in jobs:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_utils.command_line import add_running_flags, add_sharing_flags, make_parser, run_script
+from sae_utils.command_line import add_running_flags, add_sharing_flags, check_running_flags, make_parser, run_script
 
 if TYPE_CHECKING:  # their import takes seconds, which --help does not need
     import torch
@@ -277,6 +277,7 @@ def start(args: argparse.Namespace) -> None:
     from sae_utils.progress import script_output
 
     split_folders(args)
+    check_running_flags(args)
     with script_output(quiet=args.quiet or not find_launch().is_main):
         if args.report_only:
             if find_launch().is_main:
@@ -343,6 +344,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     from sae_utils.training.machines import check_shares, find_machines
     from sae_utils.training.room import check_room, describe_room
     from sae_utils.training.status import describe_status
+    from sae_utils.training.timed_pass import time_training
     from sae_utils.training.variants import name_variants
     from sae_utils.training.wandb_login import find_tracking
 
@@ -385,6 +387,8 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         finished = [checkpoints.of(cell).seed_dir(seed) for cell in cells for seed in choice.seeds]
     if workers.is_main and (args.dry_run or not args.quiet):
         print(plan, flush=True)
+    if args.time_steps and not args.eval_only:
+        time_training(cells, choice.seeds, machines, checkpoints)
     if workers.is_main and args.dry_run and not args.eval_only:
         print(describe_room(cells, choice.seeds, machines, checkpoints), flush=True)
         print(describe_status(cells, choice.seeds, machines, checkpoints), flush=True)

@@ -10,6 +10,7 @@ from. Its files, from the whole to the parts:
     sampling_rate     how fast samples were made
     dataset_size      bytes on the disk, in the end and on the way
     expected          what is known of a data set before it is sampled
+    timed_batch       a few real steps, timed on request
     unsampled         the plan, and what is left, how long it takes
     shards            a data set while it grows, and its last step
     rows              its rows: made, cut to an exact number of tokens, written

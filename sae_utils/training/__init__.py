@@ -21,6 +21,7 @@ parts:
     kept        SAEs kept on the way to a larger budget
     adapters    what sparsify's trainer is handed in place of its own parts
     speed       how fast passes were
+    timed_pass  a few real steps, timed on request
     status      what of a grid is there, what is left, how long it takes
     monitor     what is shown and recorded while training
     tracking    W&B and metrics.jsonl

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sae_utils.files import read_record, removal
 from sae_utils.progress import span
 from sae_utils.rates import (
+    TIMING_REMEDY,
     UNKNOWN_DEVICE,
     Rate,
     describe_rate,
@@ -151,6 +152,6 @@ def _how_long(passes: Sequence[PassStatus], machines: Machines, checkpoints: Che
     if None not in times:
         return f"about {span(sum(times))} by rates measured last {on_machine(machine)}, the comparison not counted"
     return (
-        f"{unknown_rate(checkpoints.folder, machine)}; start it, stop it by Ctrl-C after some minutes, and ask again: "
-        f"it goes on from there"
+        f"{unknown_rate(checkpoints.folder, machine)}; {TIMING_REMEDY}, or start it, stop it by Ctrl-C after some "
+        f"minutes, and ask again: it goes on from there"
     )
