@@ -97,7 +97,9 @@ def generate(args: argparse.Namespace) -> None:
         push = find_push(args.push_to_hub, is_public=args.public, is_plan=args.dry_run) if workers.is_main else None
         chosen = args.batch_size, device, dtype, args.overwrite, args.fixed_batches
         jobs = check_jobs(
-            [GenerationJob(model, args.output_dir, settings, goal, *chosen) for model in args.models], workers
+            [GenerationJob(model, args.output_dir, settings, goal, *chosen) for model in args.models],
+            workers,
+            is_plan=args.dry_run and not args.time_steps,
         )
 
         if args.time_steps:

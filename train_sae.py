@@ -379,7 +379,8 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         check_shares(settings.batch_size, len(settings.layers), workers.n, **distribution)
         for shared in find_shared(args.source_models) if workers.is_main else ():
             fetch(shared, args.datasets_dir, quiet=args.quiet)
-        cells = plan_grid(choice, settings, choose_dtype(args.dtype, device), device, workers, args.hookpoint)
+        dtype, is_plan = choose_dtype(args.dtype, device), args.dry_run
+        cells = plan_grid(choice, settings, dtype, device, workers, args.hookpoint, is_plan=is_plan)
         cells = name_variants(cells, checkpoints, workers, keep_at=args.keep_at)
         machines = find_machines(device, workers, **distribution)
         plan = describe_grid(cells, choice.seeds, machines, checkpoints)

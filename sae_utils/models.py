@@ -121,6 +121,19 @@ def check_trunk(config: PretrainedConfig, reference: str) -> None:
     _check_weights(AutoModel, config, reference)
 
 
+def check_architecture(auto: type, config: PretrainedConfig, reference: str) -> PreTrainedModel:
+    """A model on the device without memory, whose layers are found.
+
+    Raises:
+        InputError: If it cannot be built, is no decoder, or has no list of layers.
+    """
+    with one_line(reference, "config.json"), torch.device("meta"):
+        model = auto.from_config(copy.deepcopy(config), trust_remote_code=False)
+    check_decoder(model, reference)
+    find_layers(model)
+    return model
+
+
 def load_config(reference: str) -> PretrainedConfig:
     """Configuration of a causal language model, without its weights.
 
@@ -357,11 +370,7 @@ def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _check_weights(auto: type, config: PretrainedConfig, reference: str) -> None:
     """Refuse a model whose layers are not found, or whose weights are not its own."""
-    with one_line(reference, "config.json"), torch.device("meta"):
-        model = auto.from_config(copy.deepcopy(config), trust_remote_code=False)
-    check_decoder(model, reference)
-    find_layers(model)
-    check_weights(model, reference)
+    check_weights(check_architecture(auto, config, reference), reference)
 
 
 def _load_weights(auto: type, reference: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:

@@ -26,8 +26,9 @@ from sae_utils.generation.sampling_rate import about_sampling, keep_sampling_rat
 from sae_utils.generation.shards import OTHER_SETTINGS_REMEDY, Goal, GrowingDataset
 from sae_utils.memory import free_bytes
 from sae_utils.model_checks import check_sampling
-from sae_utils.models import check_fits_context, check_model, find_bos_id, load_causal_lm, resolve_reference
+from sae_utils.models import check_fits_context, find_bos_id, load_causal_lm, resolve_reference
 from sae_utils.paths import DatasetKey, short_name
+from sae_utils.planned_models import check_to_be_run
 from sae_utils.rates import Stopwatch, find_rate
 from sae_utils.records import check_same_settings, differing_settings
 
@@ -140,8 +141,8 @@ class CheckedJob:
             check_space(job.output_dir, self.disk.n_peak, f"{job.goal} in {job.folder}")
 
 
-def check_jobs(jobs: list[GenerationJob], workers: Workers) -> list[CheckedJob]:
-    """Refuse, before any weights are loaded, what would fail later.
+def check_jobs(jobs: list[GenerationJob], workers: Workers, *, is_plan: bool = False) -> list[CheckedJob]:
+    """Refuse, before any weights are loaded, what would fail later; of a plan, weights need not be there.
 
     Raises:
         InputError: If a model is missing or unfit, cannot start a text, has too short a context, or two share a folder;
@@ -150,7 +151,7 @@ def check_jobs(jobs: list[GenerationJob], workers: Workers) -> list[CheckedJob]:
     folders: dict[Path, str] = {}
     checked = []
     for job in jobs:
-        config, tokenizer = check_model(job.reference)
+        config, tokenizer = check_to_be_run(job.reference, is_plan=is_plan)
         check_sampling(config, job.reference)
         check_fits_context(job.settings.max_length, config, flag="--max_length", reference=job.reference)
         find_bos_id(tokenizer, config, job.reference)

@@ -73,5 +73,6 @@ def _check_memory(cell: Cell, machines: Machines) -> None:
 
 def _jobs(cell: Cell, seeds: Sequence[int], checkpoints: Checkpoints) -> list[Job]:
     """What is left to train of a cell, from nothing."""
+    checkpoints = checkpoints.for_plan(cell)
     folders = checkpoints.of(cell)
     return jobs_from_nothing(folders, cell.identity(), seeds, overwrite=checkpoints.overwrite)

@@ -98,6 +98,7 @@ def passes_left(cell: Cell, seeds: Sequence[int], machines: Machines, checkpoint
     Raises:
         InputError: As training would.
     """
+    checkpoints = checkpoints.for_plan(cell)
     folders = checkpoints.of(cell)
     job = next_job_of(cell, seeds, checkpoints)
     missing = jobs_from_nothing(folders, cell.identity(), seeds, overwrite=checkpoints.overwrite)
