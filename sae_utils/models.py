@@ -313,6 +313,13 @@ def cut_for_now(model: PreTrainedModel, last_layer: int) -> Iterator[None]:
             config.layer_types = layer_types
 
 
+def model_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:
+    """Memory of all of a model's weights, from its configuration alone."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+
+
 def trunk_bytes(config: PretrainedConfig, dtype: torch.dtype, last_layer: int) -> int:
     """Memory of a model's weights without its head and without the layers after `last_layer`; nothing is loaded."""
     with torch.device("meta"):

@@ -9,6 +9,8 @@ latent, to which every run adds what is not known yet. Its files in the order of
     merging         SAEs and results of several folders, put together
     groups          SAEs that are measured together, as many at a time as memory allows
     outlook         how far it has got, in one line
+    cost            what it takes, before it starts
+    speed           how fast its parts were
     measuring       every SAE on every source and on random tokens
     firing          what latents do on other sources than their own
     probes          every SAE on labelled texts

@@ -55,6 +55,8 @@ def planned_passes(cell: Cell, seeds: Sequence[int], machines: Machines) -> list
 
 def describe_room(cells: Sequence[Cell], seeds: Sequence[int], machines: Machines, checkpoints: Checkpoints) -> str:
     """What training all that is left takes of memory and disk, in a line of a dry run."""
+    if not any(_jobs(cell, seeds, checkpoints) for cell in cells):
+        return "training: nothing is left"
     memory = max(memory_of(cell, seeds, machines) for cell in cells)
     use, free = grid_disk(cells, seeds, machines, checkpoints), describe_bytes(free_disk_bytes(checkpoints.folder))
     return f"training all that is left: at most {memory / GB:.2f} GB of memory in a process; {use}, of {free} free"

@@ -92,6 +92,16 @@ def describe_status(cells: Sequence[Cell], seeds: Sequence[int], machines: Machi
     return "\n".join([head, *lines])
 
 
+def training_sec(
+    cells: Sequence[Cell], seeds: Sequence[int], machines: Machines, checkpoints: Checkpoints
+) -> float | None:
+    """How long all that is left to train takes; None if that is not known of a pass."""
+    on_the_way = {each.name for cell in cells for each in cell.kept}
+    trained = [cell for cell in cells if cell.name not in on_the_way]
+    times = [each.left_sec for cell in trained for each in passes_left(cell, seeds, machines, checkpoints)]
+    return None if None in times else sum(times)
+
+
 def passes_left(cell: Cell, seeds: Sequence[int], machines: Machines, checkpoints: Checkpoints) -> list[PassStatus]:
     """The passes in which what a cell lacks is trained: those that it was begun with, and then those that are planned.
 
