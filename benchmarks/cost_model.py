@@ -3,9 +3,9 @@
     python benchmarks/cost_model.py /tmp/costs --record benchmarks/results/cost_model_cpu.json
     python benchmarks/cost_model.py /tmp/smol --model .cache/SmolLM2-135M-Instruct --n 16 --max_length 64 --rows 16
 
-Every step runs in a process of its own, after steps of the like were timed: of sampling and training by --time_steps, of
-the comparison by a first one in another folder. Memory is what becomes resident beyond what the plan itself has; disk is
-the most that the step's own folder holds. Without --model, random weights of Pythia-70m's shape are taken.
+Every step runs in a process of its own, after steps of the like were timed: of sampling and training by --time_steps,
+of the comparison by a first one in another folder. Memory is what becomes resident beyond what the plan itself has;
+disk is the most that the step's own folder holds. Without --model, random weights of Pythia-70m's shape are taken.
 """
 
 import argparse
@@ -22,8 +22,7 @@ import torch
 from machine import add_record, device_name
 from peaks import DiskPeak, MemoryPeak
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import generate_datasets
 import train_sae
 from sae_utils.comparison.cost import REPORT_BYTES, comparison_bytes, work_sec
