@@ -391,7 +391,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         machines = find_machines(device, workers, **distribution)
         plan = describe_grid(cells, choice.seeds, machines, checkpoints)
         pairs = pairs_of_grid(cells, choice.seeds, args.pairs)
-        works = work_of_grid(cells, choice.seeds, args)
+        works = work_of_grid(cells, choice.seeds, device, args)
         finished = [checkpoints.of(cell).seed_dir(seed) for cell in cells for seed in choice.seeds]
     if workers.is_main and (args.dry_run or not args.quiet):
         print(plan, flush=True)
@@ -478,7 +478,9 @@ def pairs_of_grid(cells: "Sequence[Cell]", seeds: Sequence[int], kinds: Sequence
     return counts
 
 
-def work_of_grid(cells: "Sequence[Cell]", seeds: Sequence[int], args: argparse.Namespace) -> "list[Work]":
+def work_of_grid(
+    cells: "Sequence[Cell]", seeds: Sequence[int], device: "torch.device", args: argparse.Namespace
+) -> "list[Work]":
     """The comparison of all SAEs of the grid, target by target."""
     from sae_utils.comparison.cost import Work
     from sae_utils.comparison.groups import batch_bytes_of
@@ -497,6 +499,7 @@ def work_of_grid(cells: "Sequence[Cell]", seeds: Sequence[int], args: argparse.N
             n_layers=len(settings.layers),
             n_latents=target.n_latents,
             itemsize=target.dtype.itemsize,
+            device=device,
         )
         works.append(
             Work(

@@ -143,7 +143,7 @@ def of_comparison(flags: list[str]) -> tuple[dict, Path]:
     """The same of the comparison."""
     args = train_sae.build_parser().parse_args(flags)
     train_sae.split_folders(args)
-    (work,) = train_sae.work_of_grid(cells_of(args), range(args.num_seeds), args)
+    (work,) = train_sae.work_of_grid(cells_of(args), range(args.num_seeds), CPU, args)
     n_bytes = work.result_bytes + REPORT_BYTES
     numbers = {"sec": work_sec(work, args.results_dir, CPU), "memory_bytes": comparison_bytes(work)}
     return numbers | {"disk_peak_bytes": n_bytes, "disk_final_bytes": n_bytes}, args.results_dir
