@@ -301,7 +301,7 @@ def test_fields_are_those_that_are_documented(path, heading):
     compare_fields(read(path), documented(heading))
 
 
-@pytest.mark.parametrize(("folder", "number"), [("checkpoints", 0), ("datasets", 1)])
+@pytest.mark.parametrize(("folder", "number"), [("checkpoints", 0), ("datasets", 1), ("results", 2)])
 def test_fields_of_rates(folder, number):
     compare_fields(read(f"{folder}/.rates.json"), documented("Rates", number))
 
