@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sae_utils.command_line import add_running_flags, add_sharing_flags, make_parser, run_script
+from sae_utils.command_line import add_running_flags, add_sharing_flags, check_running_flags, make_parser, run_script
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -79,12 +79,14 @@ def generate(args: argparse.Namespace) -> None:
     from sae_utils.generation.job import GenerationJob, check_jobs, run_job
     from sae_utils.generation.sampling import SamplingSettings
     from sae_utils.generation.shards import Goal
-    from sae_utils.generation.unsampled import describe_unsampled
+    from sae_utils.generation.timed_batch import time_sampling
+    from sae_utils.generation.unsampled import describe_all_unsampled, describe_job, describe_unsampled
     from sae_utils.progress import script_output
     from sae_utils.rates import tidy_rates
     from sae_utils.shared_folders import check_shared
     from sae_utils.sharing.upload import find_push
 
+    check_running_flags(args)
     with script_output(quiet=args.quiet or not find_launch().is_main):
         # 1. Check every setting and every model's configuration before anything large is loaded.
         check_writable(args.output_dir, "output_dir")
@@ -96,16 +98,24 @@ def generate(args: argparse.Namespace) -> None:
         push = find_push(args.push_to_hub, is_public=args.public, is_plan=args.dry_run) if workers.is_main else None
         chosen = args.batch_size, device, dtype, args.overwrite, args.fixed_batches
         jobs = check_jobs(
-            [GenerationJob(model, args.output_dir, settings, goal, *chosen) for model in args.models], workers
+            [GenerationJob(model, args.output_dir, settings, goal, *chosen) for model in args.models],
+            workers,
+            is_plan=args.dry_run and not args.time_steps,
         )
+
+        if args.time_steps:
+            for job in jobs:
+                time_sampling(job, workers)
 
         # 2. Say what will be done.  3. For each model: load, sample up to the goal, write, record.
         for job in jobs:
             if workers.is_main and (args.dry_run or not args.quiet):
-                print(job.describe(), flush=True)
+                print(describe_job(job), flush=True)
             if workers.is_main and args.dry_run:
-                print(describe_unsampled(job, workers.n), flush=True)
+                print(describe_unsampled(job), flush=True)
             job.check_room()
+        if workers.is_main and args.dry_run and len(jobs) > 1:
+            print(describe_all_unsampled(jobs), flush=True)
         folders = [job.job.folder for job in jobs]
         if push is not None:
             planned = push.describe("dataset", folders)

@@ -12,6 +12,7 @@ says what it would do. docs/options.md has every flag at length.
 """
 
 import argparse
+import contextlib
 import math
 import os
 import sys
@@ -19,11 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_utils.command_line import add_running_flags, add_sharing_flags, make_parser, run_script
+from sae_utils.command_line import add_running_flags, add_sharing_flags, check_running_flags, make_parser, run_script
 
 if TYPE_CHECKING:  # their import takes seconds, which --help does not need
     import torch
 
+    from sae_utils.comparison.cost import Work
     from sae_utils.comparison.results import Results
     from sae_utils.comparison.trained import Damaged, TrainedSae
     from sae_utils.distributed import Workers
@@ -277,6 +279,7 @@ def start(args: argparse.Namespace) -> None:
     from sae_utils.progress import script_output
 
     split_folders(args)
+    check_running_flags(args)
     with script_output(quiet=args.quiet or not find_launch().is_main):
         if args.report_only:
             if find_launch().is_main:
@@ -322,17 +325,19 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     """
     from sae_utils.comparison.across import sum_up
     from sae_utils.comparison.coactivation import compare_codes
+    from sae_utils.comparison.cost import describe_work, work_of_saes, work_sec
     from sae_utils.comparison.features import describe_features
     from sae_utils.comparison.groups import ComparisonSettings, group_saes
     from sae_utils.comparison.lookahead import look_ahead
     from sae_utils.comparison.measuring import measure, read_known
     from sae_utils.comparison.merging import take_over, told_apart
-    from sae_utils.comparison.pairs import count_by_size, describe_pairs, match_pairs
+    from sae_utils.comparison.pairs import count_by_size, count_by_target, describe_pairs, match_pairs
+    from sae_utils.comparison.speed import timed_work
     from sae_utils.comparison.stability import measure_stability
     from sae_utils.comparison.trained import check_none_left_out, find_all_trained, find_trained
     from sae_utils.comparison.whereabouts import Whereabouts, find_sources_of
     from sae_utils.devices import choose_dtype
-    from sae_utils.rates import tidy_rates
+    from sae_utils.rates import describe_total, tidy_rates
     from sae_utils.shared_folders import check_shared
     from sae_utils.sharing.download import fetch, find_shared
     from sae_utils.sharing.upload import find_push
@@ -342,8 +347,9 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     from sae_utils.training.grid import describe_grid, plan_grid
     from sae_utils.training.loop import train_grid
     from sae_utils.training.machines import check_shares, find_machines
-    from sae_utils.training.room import check_room
-    from sae_utils.training.status import describe_status
+    from sae_utils.training.room import check_room, describe_room
+    from sae_utils.training.status import describe_status, training_sec
+    from sae_utils.training.timed_pass import time_training
     from sae_utils.training.variants import name_variants
     from sae_utils.training.wandb_login import find_tracking
 
@@ -357,6 +363,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         args.datasets_dir, packs_of(args), whole_names(args, args.target_models), tuple(args.text_datasets)
     )
     comparison = ComparisonSettings(where, device, args.batch_size, args.random_tokens, quiet=args.quiet)
+    amounts = {"batch_size": args.batch_size, "n_random_tokens": args.random_tokens}
     labelled = find_labelled(args.probe_datasets if workers.is_main else (), where.packs)
     damaged: list[Damaged] = []
 
@@ -367,6 +374,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         saes = told_apart(found)
         plan = f"{len(saes)} finished SAEs in {', '.join(map(str, folders))}"
         pairs = count_by_size(saes, args.pairs)
+        works = work_of_saes(saes, count_by_target(saes, args.pairs), **amounts)
         there = dict.fromkeys(sae.folder.parent for sae in found)
         finished = [folder for folder in there if folder.parent == args.checkpoint_dir]
     else:
@@ -378,18 +386,29 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         check_shares(settings.batch_size, len(settings.layers), workers.n, **distribution)
         for shared in find_shared(args.source_models) if workers.is_main else ():
             fetch(shared, args.datasets_dir, quiet=args.quiet)
-        cells = plan_grid(choice, settings, choose_dtype(args.dtype, device), device, workers, args.hookpoint)
+        dtype, is_plan = choose_dtype(args.dtype, device), args.dry_run
+        cells = plan_grid(choice, settings, dtype, device, workers, args.hookpoint, is_plan=is_plan)
         cells = name_variants(cells, checkpoints, workers, keep_at=args.keep_at)
         machines = find_machines(device, workers, **distribution)
-        plan = describe_grid(cells, choice.seeds, machines, checkpoints.folder)
+        plan = describe_grid(cells, choice.seeds, machines, checkpoints)
         pairs = pairs_of_grid(cells, choice.seeds, args.pairs)
+        works = work_of_grid(cells, choice.seeds, device, args)
         finished = [checkpoints.of(cell).seed_dir(seed) for cell in cells for seed in choice.seeds]
     if workers.is_main and (args.dry_run or not args.quiet):
         print(plan, flush=True)
+    if args.time_steps and not args.eval_only:
+        time_training(cells, choice.seeds, machines, checkpoints)
     if workers.is_main and args.dry_run and not args.eval_only:
+        print(describe_room(cells, choice.seeds, machines, checkpoints), flush=True)
         print(describe_status(cells, choice.seeds, machines, checkpoints), flush=True)
     if workers.is_main and args.dry_run and not args.train_only:
         print(describe_pairs(pairs, device, workers.n), flush=True)
+        for work in works:
+            print(describe_work(work, args.results_dir, device), flush=True)
+        times = [work_sec(work, args.results_dir, device) for work in works]
+        if not args.eval_only:
+            times.append(training_sec(cells, choice.seeds, machines, checkpoints))
+        print(describe_total("all that is left, but for the report", times), flush=True)
     if push is not None:
         planned = push.describe("model", finished)
         if args.dry_run:
@@ -423,18 +442,22 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     with look_ahead(saes, sources, results, comparison, workers, kinds=args.pairs) as outlook:
         for group in group_saes(saes, sources, comparison):
             outlook.begin(group.key, group.name)
-            measure(group, results, outlook, workers)
-            if labelled:  # which only the main process knows
-                from sae_utils.comparison.probes import probe  # scikit-learn takes a second
+            (work,) = work_of_saes(group.saes, {}, **amounts)
+            timed = timed_work(args.results_dir, work, outlook, device, has_more=bool(labelled))
+            with timed if workers.is_main else contextlib.nullcontext():
+                measure(group, results, outlook, workers)
+                if labelled:  # which only the main process knows
+                    from sae_utils.comparison.probes import probe  # scikit-learn takes a second
 
-                probe(group, labelled, results)
-            match_pairs(group.saes, results, device, kinds=args.pairs, workers=workers, outlook=outlook)
-            if workers.is_main:
-                compare_codes(group, results)
-                measure_stability(group, results)
-                describe_features(group, results)
+                    probe(group, labelled, results)
+                match_pairs(group.saes, results, device, kinds=args.pairs, workers=workers, outlook=outlook)
+                if workers.is_main:
+                    compare_codes(group, results)
+                    measure_stability(group, results)
+                    describe_features(group, results)
     if not workers.is_main:
         return
+    tidy_rates(args.results_dir)
     results.save()
 
     # 5. Sum up: do features come back from another text as often as from the same one?  6. Report: figures, a page,
@@ -458,6 +481,50 @@ def pairs_of_grid(cells: "Sequence[Cell]", seeds: Sequence[int], kinds: Sequence
         n_pairs = len(members[0].settings.layers) * count_pairs(len(members), len(seeds), kinds)
         counts[size] = counts.get(size, 0) + n_pairs
     return counts
+
+
+def work_of_grid(
+    cells: "Sequence[Cell]", seeds: Sequence[int], device: "torch.device", args: argparse.Namespace
+) -> "list[Work]":
+    """The comparison of all SAEs of the grid, target by target."""
+    from sae_utils.comparison.cost import Work
+    from sae_utils.comparison.groups import batch_bytes_of
+    from sae_utils.devices import dtype_name
+    from sae_utils.models import model_bytes
+
+    works, on_the_way = [], {each.name for cell in cells for each in cell.kept}
+    for target in {cell.target.name: cell.target for cell in cells}.values():
+        members = [cell for cell in cells if cell.target.name == target.name]
+        n_sources, settings = len({cell.source.name for cell in cells}), members[0].settings
+        n_of_cell, n_kept = len(settings.layers) * len(seeds), sum(cell.name in on_the_way for cell in members)
+        batch_bytes = batch_bytes_of(
+            n_tokens=args.batch_size * settings.ctx_len,
+            vocab=target.config.vocab_size,
+            d_model=target.d_model,
+            n_layers=len(settings.layers),
+            n_latents=target.n_latents,
+            itemsize=target.dtype.itemsize,
+            device=device,
+        )
+        works.append(
+            Work(
+                target=target.name,
+                dtype=dtype_name(target.dtype),
+                layers=settings.layers,
+                d_model=target.d_model,
+                n_latents=target.n_latents,
+                ctx_len=settings.ctx_len,
+                batch_size=args.batch_size,
+                n_saes=len(members) * n_of_cell,
+                n_evaluations=((len(members) - n_kept) * n_sources + n_kept) * n_of_cell,
+                n_eval_tokens=members[0].budget.n_eval_tokens,
+                n_random_tokens=args.random_tokens,
+                n_pairs=sum(pairs_of_grid(members, seeds, args.pairs).values()),
+                fixed_bytes=model_bytes(target.config, target.dtype),
+                batch_bytes=batch_bytes,
+            )
+        )
+    return works
 
 
 def check_places(args: argparse.Namespace) -> None:

@@ -108,7 +108,7 @@ def write_record(args: argparse.Namespace, results: dict) -> None:
     add_record(args.record, record)
 
 
-START_SEC = 20
+START_SEC = 15
 """By then every process has loaded its model."""
 
 

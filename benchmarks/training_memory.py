@@ -14,13 +14,12 @@ import shlex
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from machine import add_record, device_name
+from peaks import MemoryPeak
 from transformers import AutoModel, GPTNeoXConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -76,7 +75,7 @@ def measure(args: argparse.Namespace, size: str) -> dict[str, int | float | str]
         optimizer=optimizer,
         save_every=10**9,
     )
-    with tempfile.TemporaryDirectory() as folder, Peak(device) as peak:
+    with tempfile.TemporaryDirectory() as folder, MemoryPeak(device) as peak:
         SaeTrainer(cfg, Chunks(tokens), model, work_dir=Path(folder)).fit()
     memory = estimate_pass_memory(
         model_bytes=0,
@@ -89,36 +88,6 @@ def measure(args: argparse.Namespace, size: str) -> dict[str, int | float | str]
     about = {"n_latents": n_latents, "k": k, "optimizer": optimizer, "n_saes": n_saes}
     estimate = memory.of(n_saes)
     return about | {"measured_bytes": peak.n_bytes, "estimated_bytes": estimate, "ratio": estimate / peak.n_bytes}
-
-
-class Peak:
-    """Most memory taken while open, beyond what was taken before: `n_bytes`."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def __enter__(self) -> "Peak":
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            self.before = torch.cuda.memory_allocated(self.device)
-            return self
-        self.process, self.is_over = psutil.Process(), threading.Event()
-        self.before = self.most = self.process.memory_info().rss
-        self.thread = threading.Thread(target=self._look, daemon=True)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.device.type == "cuda":
-            self.most = torch.cuda.max_memory_allocated(self.device)
-        else:
-            self.is_over.set()
-            self.thread.join()
-        self.n_bytes = self.most - self.before
-
-    def _look(self) -> None:
-        while not self.is_over.wait(0.005):
-            self.most = max(self.most, self.process.memory_info().rss)
 
 
 def parse_args() -> argparse.Namespace:

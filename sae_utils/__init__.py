@@ -31,6 +31,7 @@ none of the others, and none knows generation, nor sharing. Here lies what sever
     model_files     what lies in a model's folder, or one line on what is wrong with it
     model_checks    models found unfit: configuration, weights, tokenizer, before anything large is loaded
     models          finding, loading, cutting and identifying language models
+    planned_models  models of which a plan has config.json alone
     hookpoints      what of a layer is encoded, by family of models
     seeding         one stream of uniform numbers per sample
     exclusion       positions that SAEs neither learn from nor are measured on

@@ -61,7 +61,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 
 def add_running_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that every script has: device, dtype, overwrite, dry_run, quiet."""
+    """The flags that every script has: device, dtype, overwrite, dry_run, time_steps, quiet."""
     running = parser.add_argument_group("running")
     running.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:N; auto is a GPU if there is one that PyTorch can use"
@@ -81,7 +81,22 @@ def add_running_flags(parser: argparse.ArgumentParser) -> None:
     running.add_argument(
         "--dry_run", action="store_true", help="print what would be done and stop; --device cuda needs no GPU"
     )
+    running.add_argument(
+        "--time_steps",
+        action="store_true",
+        help="with --dry_run: time a few real steps first, so that it knows how long the rest takes",
+    )
     running.add_argument("--quiet", action="store_true", help="print results, warnings and errors alone")
+
+
+def check_running_flags(args: argparse.Namespace) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        InputError: If steps are to be timed, and no plan is made.
+    """
+    if args.time_steps and not args.dry_run:
+        raise InputError("--time_steps is for plans: give --dry_run with it; a run leaves its rate by itself")
 
 
 def add_sharing_flags(parser: argparse.ArgumentParser, *, what: str) -> None:

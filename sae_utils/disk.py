@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from sae_utils.errors import InputError
@@ -23,6 +24,32 @@ FULL_WORDINGS = (
 are its, too, where a file cannot be ended and where it cannot be begun or closed."""
 
 GB = 1e9
+
+
+@dataclass(frozen=True)
+class DiskUse:
+    """What some work writes."""
+
+    n_peak: int
+    """Bytes that stand there at the worst moment."""
+
+    n_final: int
+    """Bytes that stay."""
+
+    def then(self, other: "DiskUse") -> "DiskUse":
+        """Of two works, one after the other.
+
+        >>> DiskUse(5, 2).then(DiskUse(4, 3))
+        DiskUse(n_peak=6, n_final=5)
+        """
+        return DiskUse(max(self.n_peak, self.n_final + other.n_peak), self.n_final + other.n_final)
+
+    def __str__(self) -> str:
+        return f"{describe_bytes(self.n_final)} on disk, at most {describe_bytes(self.n_peak)} on the way"
+
+
+NOTHING = DiskUse(0, 0)
+"""What no work writes."""
 
 
 class DiskFullError(InputError):

@@ -121,6 +121,19 @@ def check_trunk(config: PretrainedConfig, reference: str) -> None:
     _check_weights(AutoModel, config, reference)
 
 
+def check_architecture(auto: type, config: PretrainedConfig, reference: str) -> PreTrainedModel:
+    """A model on the device without memory, whose layers are found.
+
+    Raises:
+        InputError: If it cannot be built, is no decoder, or has no list of layers.
+    """
+    with one_line(reference, "config.json"), torch.device("meta"):
+        model = auto.from_config(copy.deepcopy(config), trust_remote_code=False)
+    check_decoder(model, reference)
+    find_layers(model)
+    return model
+
+
 def load_config(reference: str) -> PretrainedConfig:
     """Configuration of a causal language model, without its weights.
 
@@ -300,6 +313,13 @@ def cut_for_now(model: PreTrainedModel, last_layer: int) -> Iterator[None]:
             config.layer_types = layer_types
 
 
+def model_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:
+    """Memory of all of a model's weights, from its configuration alone."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+
+
 def trunk_bytes(config: PretrainedConfig, dtype: torch.dtype, last_layer: int) -> int:
     """Memory of a model's weights without its head and without the layers after `last_layer`; nothing is loaded."""
     with torch.device("meta"):
@@ -357,11 +377,7 @@ def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _check_weights(auto: type, config: PretrainedConfig, reference: str) -> None:
     """Refuse a model whose layers are not found, or whose weights are not its own."""
-    with one_line(reference, "config.json"), torch.device("meta"):
-        model = auto.from_config(copy.deepcopy(config), trust_remote_code=False)
-    check_decoder(model, reference)
-    find_layers(model)
-    check_weights(model, reference)
+    check_weights(check_architecture(auto, config, reference), reference)
 
 
 def _load_weights(auto: type, reference: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:

@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from sae_utils.devices import device_name, is_here
 from sae_utils.errors import InputError, LockedError, first_line
 from sae_utils.files import SCRATCH_PREFIX, DamagedFileError, read_record, reading, to_json, write_record
 from sae_utils.locks import Lock
+from sae_utils.progress import span
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,9 @@ RATES_FILE = ".rates.json"
 
 UNKNOWN_DEVICE = "how long that takes is not known, as PyTorch sees no such device here"
 """What is said of a plan for a GPU that is not here."""
+
+TIMING_REMEDY = "give --time_steps, which times a few steps now"
+"""How to get a rate."""
 
 KEPT_AGAIN = "it is not used, and made again with the next measurement"
 """What becomes of a damaged file."""
@@ -92,6 +96,15 @@ def on_machine(machine: Mapping[str, Any]) -> str:
     'on AMD EPYC with 2 threads'
     """
     return f"on {machine['device']} with {machine['n_threads']} thread{'s' * (machine['n_threads'] > 1)}"
+
+
+def describe_total(what: str, times: Sequence[float | None]) -> str:
+    """How long several works take together.
+
+    >>> describe_total("training and comparison", [60.0, 30.0]), describe_total("all", [None, 1.0])
+    ('training and comparison: about 1.5 min', 'all: how long that takes is not known')
+    """
+    return f"{what}: " + ("how long that takes is not known" if None in times else f"about {span(sum(times))}")
 
 
 def unknown_rate(folder: Path, machine: Mapping[str, Any]) -> str:

@@ -316,7 +316,7 @@ def test_fields_of_features_beside_the_page():
         compare_fields(data, documented("`features/<cell>_seed_<seed>_layers.<layer>.<checksum>.js`"))
 
 
-@pytest.mark.parametrize(("folder", "number"), [("checkpoints", 0), ("datasets", 1)])
+@pytest.mark.parametrize(("folder", "number"), [("checkpoints", 0), ("datasets", 1), ("results", 2)])
 def test_fields_of_rates(folder, number):
     compare_fields(read(f"{folder}/.rates.json"), documented("Rates", number))
 

@@ -10,6 +10,8 @@ latent, to which every run adds what is not known yet. Its files in the order of
     groups          SAEs that are measured together, as many at a time as memory allows
     sharing_out     SAEs measured by several processes, each its part
     outlook         how far it has got, in one line
+    cost            what it takes, before it starts
+    speed           how fast its parts were
     measuring       every SAE on every source and on random tokens
     firing          what latents do on other sources than their own
     probes          every SAE on labelled texts

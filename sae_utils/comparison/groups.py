@@ -155,18 +155,30 @@ class Group:
         Two sets of logits, log-probabilities of one and of pieces of the other; the layers' outputs, also in float64;
         and all latents of every token, for one SAE at a time.
         """
-        n_tokens = self.settings.batch_size * saes[0].eval_shape[2]
         vocab, d_model = target.model.get_output_embeddings().weight.shape
-        n_layers = len({sae.layer for sae in saes})
-        n_latents = max(sae.record["n_latents"] for sae in saes)
-        logits = (LOGIT_SETS * target.model.dtype.itemsize + LOG_PROBABILITY_SETS * 4) * n_tokens * vocab
-        pieces = PIECE_COPIES * 4 * min(logits_at_once(self.settings.device), n_tokens * vocab)
-        outputs = (n_layers * target.model.dtype.itemsize + DENSE_COPIES * 8) * n_tokens * d_model
-        return logits + pieces + outputs + LATENT_COPIES * 4 * n_tokens * n_latents
+        return batch_bytes_of(
+            n_tokens=self.settings.batch_size * saes[0].eval_shape[2],
+            vocab=vocab,
+            d_model=d_model,
+            n_layers=len({sae.layer for sae in saes}),
+            n_latents=max(sae.record["n_latents"] for sae in saes),
+            itemsize=target.model.dtype.itemsize,
+            device=self.settings.device,
+        )
 
     def bar(self, what: str, n_tokens: int) -> tqdm:
         """A progress bar for a step."""
         return token_bar(f"{self.name} {what}", total=n_tokens, quiet=self.settings.quiet)
+
+
+def batch_bytes_of(
+    *, n_tokens: int, vocab: int, d_model: int, n_layers: int, n_latents: int, itemsize: int, device: torch.device
+) -> int:
+    """The same by the numbers that decide it; `itemsize` is that of the target's number format."""
+    logits = (LOGIT_SETS * itemsize + LOG_PROBABILITY_SETS * 4) * n_tokens * vocab
+    pieces = PIECE_COPIES * 4 * min(logits_at_once(device), n_tokens * vocab)
+    outputs = (n_layers * itemsize + DENSE_COPIES * 8) * n_tokens * d_model
+    return logits + pieces + outputs + LATENT_COPIES * 4 * n_tokens * n_latents
 
 
 def group_saes(

@@ -168,6 +168,11 @@ def count_by_size(saes: Sequence[TrainedSae], kinds: Collection[str] = tuple(KIN
     return Counter((pair.a.record["d_model"], pair.a.record["n_latents"]) for pair in pairs_of(saes, kinds))
 
 
+def count_by_target(saes: Sequence[TrainedSae], kinds: Collection[str] = tuple(KINDS)) -> dict[str, int]:
+    """Pairs of these kinds by the short name of their target."""
+    return Counter(pair.a.record["target"] for pair in pairs_of(saes, kinds))
+
+
 def count_pairs(n_sources: int, n_seeds: int, kinds: Collection[str] = tuple(KINDS)) -> int:
     """Pairs of these kinds among the SAEs of one target and layer.
 

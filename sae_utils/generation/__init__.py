@@ -8,7 +8,10 @@ from. Its files, from the whole to the parts:
     record            what each sample depends on, and generation.json
     rounds            sampling until there is enough, in batches as large as memory allows
     sampling_rate     how fast samples were made
-    unsampled         what is there, what is left, how long it takes
+    dataset_size      bytes on the disk, in the end and on the way
+    expected          what is known of a data set before it is sampled
+    timed_batch       a few real steps, timed on request
+    unsampled         the plan, and what is left, how long it takes
     shards            a data set while it grows, and its last step
     rows              its rows: made, cut to an exact number of tokens, written
     sample_memory     how many samples fit a device together

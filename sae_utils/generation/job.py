@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from sae_utils.devices import dtype_name
-from sae_utils.disk import check_space, free_disk_bytes
+from sae_utils.disk import DiskUse, check_space
 from sae_utils.distributed import Workers
 from sae_utils.errors import InputError, LockedError
 from sae_utils.files import being_removed
 from sae_utils.generated_data import open_samples
 from sae_utils.generation.data_card import write_data_card
+from sae_utils.generation.dataset_size import mean_text_bytes
+from sae_utils.generation.expected import Expected, expect
 from sae_utils.generation.quality import measure_quality
 from sae_utils.generation.record import asked_settings, full_settings, make_record
 from sae_utils.generation.rounds import sample_until_goal
@@ -23,19 +24,17 @@ from sae_utils.generation.sample_memory import MAX_ROWS, MemoryEstimate, estimat
 from sae_utils.generation.sampling import SamplingSettings, prepare_for_sampling_
 from sae_utils.generation.sampling_rate import about_sampling, keep_sampling_rate
 from sae_utils.generation.shards import OTHER_SETTINGS_REMEDY, Goal, GrowingDataset
-from sae_utils.memory import NOT_HERE, free_bytes
+from sae_utils.memory import free_bytes
 from sae_utils.model_checks import check_sampling
-from sae_utils.models import check_fits_context, check_model, find_bos_id, load_causal_lm, resolve_reference
+from sae_utils.models import check_fits_context, find_bos_id, load_causal_lm, resolve_reference
 from sae_utils.paths import DatasetKey, short_name
-from sae_utils.rates import Stopwatch
+from sae_utils.planned_models import check_to_be_run
+from sae_utils.rates import Stopwatch, find_rate
 from sae_utils.records import check_same_settings, differing_settings
 
 logger = logging.getLogger(__name__)
 
-DISK_BYTES_PER_TOKEN = 20
-"""Id (4), likelihood (4) and text (about 4) of a token in shards, and id and text again in the finished data set."""
-
-GB, MB = 1e9, 1e6
+GB = 1e9
 
 
 @dataclass(frozen=True)
@@ -102,23 +101,28 @@ class CheckedJob:
     free_bytes: int | None
     """Memory that the device has left; None for a GPU that is not here."""
 
-    def describe(self) -> str:
-        """What the job will do, in a few lines."""
-        job, chosen, n_rows = self.job, self.job.settings, self.n_rows
-        most = job.goal.n_tokens or job.goal.n_samples * chosen.max_length
-        at_most = "" if job.goal.n_tokens else f", at most {most:,} tokens"
-        unknown = f"; {NOT_HERE}" if self.free_bytes is None else ""
-        fixed = ", in batches of one shape" if job.fixed_batches else ""
-        return (
-            f"{job.reference} -> {job.folder}\n"
-            f"  {job.goal} of up to {chosen.max_length:,} tokens{at_most}; seed {chosen.seed}, temperature "
-            f"{chosen.temperature}, top_p {chosen.top_p}\n"
-            f"  {self.memory.n_parameters / 1e6:,.0f} M parameters in {dtype_name(job.dtype)} on {job.device}: "
-            f"{self.memory.model_bytes / GB:.2f} GB; {n_rows} samples together{fixed}, "
-            f"{self.memory.row_bytes / MB:,.1f} MB each: {n_rows * self.memory.row_bytes / GB:.2f} GB{unknown}\n"
-            f"  up to {most * DISK_BYTES_PER_TOKEN / GB:.3f} GB on disk of "
-            f"{free_disk_bytes(job.output_dir) / GB:.2f} GB free"
-        )
+    n_processes: int = 1
+    """Processes that share the samples out."""
+
+    @property
+    def expected(self) -> Expected:
+        """What is known of its samples now."""
+        job = self.job
+        of = about_sampling(job.reference, job.settings, job.dtype, job.device, self.n_processes)
+        growing = GrowingDataset(job.folder, {}, overwrite=job.overwrite)
+        rate = None if of is None else find_rate(job.output_dir, of)
+        return expect(growing, job.goal, job.settings.max_length, rate)
+
+    @property
+    def disk(self) -> DiskUse:
+        """What it writes."""
+        return self.expected.disk(self.n_rows)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory that it takes in a process."""
+        n_samples = self.job.goal.n_samples or self.n_rows
+        return self.memory.of(min(self.n_rows, n_samples))
 
     def check_room(self) -> None:
         """Refuse a job whose model, or whose exact number of tokens, does not fit.
@@ -133,14 +137,12 @@ class CheckedJob:
                 f"{needed / GB:.2f} GB of memory on {job.device}, and {self.free_bytes / GB:.2f} GB are free; lower "
                 f"--max_length, or take a --dtype of fewer bytes"
             )
-        if job.goal.n_tokens is not None:
-            n_there = 0 if job.overwrite else GrowingDataset(job.folder, {}, overwrite=False).progress()[1]
-            n_missing = max(0, job.goal.n_tokens - n_there)
-            check_space(job.output_dir, n_missing * DISK_BYTES_PER_TOKEN, f"{job.goal} in {job.folder}")
+        if job.goal.n_tokens is not None and self.expected.n_tokens_left:
+            check_space(job.output_dir, self.disk.n_peak, f"{job.goal} in {job.folder}")
 
 
-def check_jobs(jobs: list[GenerationJob], workers: Workers) -> list[CheckedJob]:
-    """Refuse, before any weights are loaded, what would fail later.
+def check_jobs(jobs: list[GenerationJob], workers: Workers, *, is_plan: bool = False) -> list[CheckedJob]:
+    """Refuse, before any weights are loaded, what would fail later; of a plan, weights need not be there.
 
     Raises:
         InputError: If a model is missing or unfit, cannot start a text, has too short a context, or two share a folder;
@@ -149,7 +151,7 @@ def check_jobs(jobs: list[GenerationJob], workers: Workers) -> list[CheckedJob]:
     folders: dict[Path, str] = {}
     checked = []
     for job in jobs:
-        config, tokenizer = check_model(job.reference)
+        config, tokenizer = check_to_be_run(job.reference, is_plan=is_plan)
         check_sampling(config, job.reference)
         check_fits_context(job.settings.max_length, config, flag="--max_length", reference=job.reference)
         find_bos_id(tokenizer, config, job.reference)
@@ -165,7 +167,7 @@ def check_jobs(jobs: list[GenerationJob], workers: Workers) -> list[CheckedJob]:
         free = free_bytes(job.device)
         # One number for all processes: it says which samples are whose.
         n_rows = workers.agree(_rows_together(job, memory, free))
-        checked.append(CheckedJob(job, memory, n_rows, free))
+        checked.append(CheckedJob(job, memory, n_rows, free, workers.n))
     return checked
 
 
@@ -223,8 +225,9 @@ def run_job(checked: CheckedJob, workers: Workers, *, quiet: bool = False) -> st
             return workers.agree(None)
         of = about_sampling(job.reference, job.settings, job.dtype, job.device, workers.n)
         n_new = growing.progress()[0] - n_before
-        keep_sampling_rate(job.output_dir, of, watch, n_samples=n_new, n_rows=checked.n_rows)
         dataset, cut, nll_sum_units = growing.finish(job.goal, source.tokenizer, source.bos_id)
+        how_many = {"n_samples": n_new, "n_rows": checked.n_rows}
+        keep_sampling_rate(job.output_dir, of, watch, text_bytes=mean_text_bytes(dataset), **how_many)
         record = make_record(growing, source, job.goal, dataset)
         record |= {"nll_sum_units": nll_sum_units, "cut_sample": cut}
         record["quality"] = measure_quality(dataset, source, job.settings, nll_sum_units)

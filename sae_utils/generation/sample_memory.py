@@ -30,6 +30,10 @@ class MemoryEstimate:
     row_bytes: int
     """One sample at full length: keys, values, logits."""
 
+    def of(self, n_rows: int) -> int:
+        """Memory with so many samples decoded together."""
+        return self.model_bytes + n_rows * self.row_bytes
+
     def fitting_rows(self, free_bytes: int, device: torch.device) -> int:
         """Samples that fit beside the weights: at least one, above 32 a multiple of 32."""
         n_rows = int(free_bytes * USABLE_SHARE - self.model_bytes) // self.row_bytes

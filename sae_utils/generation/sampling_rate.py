@@ -27,7 +27,9 @@ def about_sampling(
     }
 
 
-def keep_sampling_rate(folder: Path, of: dict[str, Any], watch: Stopwatch, *, n_samples: int, n_rows: int) -> None:
+def keep_sampling_rate(
+    folder: Path, of: dict[str, Any], watch: Stopwatch, *, n_samples: int, n_rows: int, text_bytes: float
+) -> None:
     """Write down how fast samples were made.
 
     Args:
@@ -36,7 +38,8 @@ def keep_sampling_rate(folder: Path, of: dict[str, Any], watch: Stopwatch, *, n_
         watch: Has seen them being made.
         n_samples: How many there were.
         n_rows: How many could be decoded together.
+        text_bytes: UTF-8 bytes of text a token.
     """
     if (rate := watch.rate()) is not None:
-        more = {"n_samples": n_samples, "n_together": min(n_rows, n_samples)}
+        more = {"n_samples": n_samples, "n_together": min(n_rows, n_samples), "text_bytes": text_bytes}
         keep_rate(folder, of, Rate(rate.n_tokens, rate.elapsed_sec, more))

@@ -16,5 +16,6 @@ ids, memory-mapped, and how many of them every SAE is trained on and measured on
     packing     rows on disk, handed out for training and evaluation
     packs       packed sequences on disk, each with its record
     controls    sources made of others
+    assumed     data sets that are not there yet, in plans
     budget      equal token budgets
 """

@@ -13,6 +13,7 @@ from sae_utils.errors import InputError, MissingInputError, check_positive
 from sae_utils.generated_data import RECORD_FILE
 from sae_utils.models import fingerprint_tokenizer
 from sae_utils.paths import DatasetKey, find_datasets, short_name
+from sae_utils.sources.assumed import assumed_source
 from sae_utils.sources.controls import control_name, shuffle_rows, shuffled, to_be_shuffled
 from sae_utils.sources.corpora import (
     TEXT_COLUMN,
@@ -100,20 +101,22 @@ def check_distinct(names: Sequence[str], flag: str) -> None:
         raise InputError(f"{flag} must have different short names, got {' '.join(names)}; results would share a folder")
 
 
-def find_sources(choice: SourceChoice, ruler: Ruler) -> list[Source]:
+def find_sources(choice: SourceChoice, ruler: Ruler, *, is_plan: bool = False) -> list[Source]:
     """The generated data sets of the source models, the corpora, read as far as they are needed, and their controls.
 
     Args:
         choice: Which are asked for.
         ruler: What tokens of corpora are counted in.
+        is_plan: Whether a generated data set need not be there.
 
     Raises:
         InputError: If one is missing or cannot be read.
     """
-    generated = [find_source(choice.datasets_dir, choice.key_of(model), model) for model in choice.models]
-    n_tokens = choice.text_tokens
-    if n_tokens is None and generated:
-        n_tokens = math.ceil(min(source.n_tokens for source in generated) * (1 + MARGIN))
+    find = find_or_assume if is_plan else find_source
+    generated = [find(choice.datasets_dir, choice.key_of(model), model) for model in choice.models]
+    n_tokens, known = choice.text_tokens, [source.n_tokens for source in generated if source.missing is None]
+    if n_tokens is None and known:
+        n_tokens = math.ceil(min(known) * (1 + MARGIN))
     found = generated + [find_beginning(each, n_tokens, ruler, choice.packs) for each in choice.corpora]
     twice = to_be_shuffled(choice.controls, [source.name for source in found])
     return [each for source in found for each in ([source, shuffled(source)] if source.name in twice else [source])]
@@ -139,6 +142,13 @@ def find_source(datasets_dir: Path, key: DatasetKey, model: str) -> Source:
             )
         raise MissingInputError(_missing_source(datasets_dir, key, model))
     return read_generated(folder)
+
+
+def find_or_assume(datasets_dir: Path, key: DatasetKey, model: str) -> Source:
+    """`find_source`, or what it will be if it is not there."""
+    if (datasets_dir / key.folder).exists():
+        return find_source(datasets_dir, key, model)
+    return assumed_source(datasets_dir, key, _missing_source(datasets_dir, key, model))
 
 
 def find_beginning(reference: str, n_tokens: int | None, ruler: Ruler, packs: Packs) -> Source:

@@ -49,6 +49,9 @@ class Source:
     base: "Source | None" = None
     """The source that it is a control of, see `controls.py`; None for one that is trained on as it is."""
 
+    missing: str | None = None
+    """Why it is not there, of one that a plan takes for one that is, see `assumed.py`; None for all others."""
+
     @property
     def is_generated(self) -> bool:
         """Whether it was sampled from a model."""

@@ -9,6 +9,7 @@ parts:
     grid        from what is asked for to the cells
     passes      which SAEs are trained together, by memory
     machines    devices and processes, and how they share the work
+    checkpoint_size  bytes on the disk, in the end and on the way
     room        do memory and disk hold what is planned?
     folders     where SAEs are kept, in the making and finished
     remaining   what is left to train of a cell: seeds, layers
@@ -20,6 +21,7 @@ parts:
     kept        SAEs kept on the way to a larger budget
     adapters    what sparsify's trainer is handed in place of its own parts
     speed       how fast passes were
+    timed_pass  a few real steps, timed on request
     status      what of a grid is there, what is left, how long it takes
     monitor     what is shown and recorded while training
     tracking    W&B and metrics.jsonl

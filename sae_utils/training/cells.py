@@ -10,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from sae_utils.devices import dtype_name
 from sae_utils.exclusion import Exclusion
 from sae_utils.paths import cell_name, series_name, short_name
+from sae_utils.planned_models import StandInTokenizer
 from sae_utils.sources.budget import Budget
 from sae_utils.sources.catalog import Source
 from sae_utils.sources.joining import PACKING_RULE
@@ -84,6 +85,11 @@ class Cell:
     def name(self) -> str:
         """Name of the cell's files."""
         return cell_name(self.target.name, series_name(self.source.name, self.variant))
+
+    @property
+    def is_assumed(self) -> bool:
+        """Whether its rows are not there yet, and it is only planned."""
+        return self.source.missing is not None or isinstance(self.target.tokenizer, StandInTokenizer)
 
     def with_layers(self, layers: Sequence[int]) -> "Cell":
         """The same cell with SAEs of these layers."""

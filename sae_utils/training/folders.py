@@ -112,6 +112,10 @@ class Checkpoints:
     def __post_init__(self) -> None:
         check_positive(save_every=self.save_every)
 
+    def for_plan(self, cell: Cell) -> "Checkpoints":
+        """As they are to be looked at for a cell: what is there is not of data that is not there yet."""
+        return replace(self, overwrite=True) if cell.is_assumed else self
+
     def of(self, cell: Cell) -> CellFolders:
         """The folders of one cell."""
         return CellFolders(self.folder, cell.target.name, cell.source.name, cell.variant)

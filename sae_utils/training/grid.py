@@ -2,33 +2,36 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import torch
 
 from sae_utils.devices import dtype_name
-from sae_utils.disk import free_disk_bytes
+from sae_utils.disk import describe_bytes, free_disk_bytes
 from sae_utils.distributed import Workers
 from sae_utils.errors import InputError, check_positive
 from sae_utils.exclusion import find_exclusion
 from sae_utils.expansion import DictionarySize, check_latents_on_gpu
 from sae_utils.hookpoints import check_hookpoint
-from sae_utils.memory import NOT_HERE, sae_bytes
+from sae_utils.memory import NOT_HERE
 from sae_utils.models import (
     check_fits_context,
     check_layers,
-    check_model,
-    check_trunk,
     resolve_reference,
     trunk_bytes,
 )
 from sae_utils.paths import short_name
+from sae_utils.planned_models import StandInTokenizer, check_to_be_run, check_trunk_to_be_run
+from sae_utils.sources.assumed import assumed_pack, assumed_rows
 from sae_utils.sources.budget import TokenLimits, equal_budget
 from sae_utils.sources.catalog import SourceChoice, check_distinct, check_reads, find_sources, pack_source
 from sae_utils.sources.joining import RowCounts, find_delimiters
+from sae_utils.sources.origins import Source
+from sae_utils.sources.packs import Packed
 from sae_utils.sources.pieces import Ruler
 from sae_utils.training.cells import Cell, Target
+from sae_utils.training.folders import Checkpoints
 from sae_utils.training.machines import Machines
+from sae_utils.training.room import disk_of, memory_of, planned_passes
 from sae_utils.training.settings import TrainingSettings
 
 GB = 1e9
@@ -74,6 +77,8 @@ def plan_grid(
     device: torch.device,
     workers: Workers,
     hookpoints: Sequence[str] = ("residual",),
+    *,
+    is_plan: bool = False,
 ) -> list[Cell]:
     """Every cell of the grid, targets outside, sources inside; the same in all processes.
 
@@ -84,28 +89,23 @@ def plan_grid(
         device: Where this process computes.
         workers: The processes that train together: one of them packs, the others wait for it.
         hookpoints: What of the layers is encoded, names of `HOOKPOINTS`; a cell for each.
+        is_plan: Whether data sets to be sampled and weights need not be there.
 
     Raises:
         InputError: If a setting, a model or a data set has to be changed.
     """
-    is_on_gpu = device.type == "cuda"
-    targets = find_targets(choice.targets, choice.size, settings, dtype, is_on_gpu=is_on_gpu, hookpoints=hookpoints)
+    options = {"is_on_gpu": device.type == "cuda", "hookpoints": hookpoints, "is_plan": is_plan}
+    targets = find_targets(choice.targets, choice.size, settings, dtype, **options)
     if workers.is_main:  # it reads corpora and packs, the others find what it found
         first = targets[0]
         ruler = Ruler(first.tokenizer, find_delimiters(first.tokenizer, first.config))
-        sources = find_sources(choice.sources, ruler)
+        sources = find_sources(choice.sources, ruler, is_plan=is_plan)
     else:
         sources = workers.agree(None)
     for target in targets:
         for source in sources:
             check_reads(source, target.tokenizer, target.config)
-    packed = {
-        (target.name, source.name): pack_source(
-            source, target.tokenizer, target.config, settings.ctx_len, choice.sources.packs
-        )
-        for target in targets
-        for source in sources
-    }
+    packed = pack_all(targets, sources, settings.ctx_len, choice)
     if workers.is_main:
         workers.agree(sources)
     budget = equal_budget(
@@ -121,8 +121,35 @@ def plan_grid(
         for hookpoint in dict.fromkeys(hookpoints)
     ]
     for cell in cells:
-        check_kept(cell)
+        if not cell.is_assumed:
+            check_kept(cell)
     return cells
+
+
+def pack_all(
+    targets: Sequence[Target], sources: Sequence[Source], ctx_len: int, choice: GridChoice
+) -> dict[tuple[str, str], Packed]:
+    """Rows of every source for every target, by their names; of what is not there yet, as many as are assumed.
+
+    Raises:
+        InputError: If a source does not fill a row, or is not there and nothing says how large it will be.
+    """
+    pairs = [(target, source) for target in targets for source in sources]
+    there = {
+        (target.name, source.name): pack_source(source, target.tokenizer, target.config, ctx_len, choice.sources.packs)
+        for target, source in pairs
+        if source.missing is None and not isinstance(target.tokenizer, StandInTokenizer)
+    }
+    n_there, missing = [each.counts.n_rows for each in there.values()], [each for each in sources if each.missing]
+    packed = {}
+    for target, source in pairs:
+        if (key := (target.name, source.name)) not in there:
+            is_sampled = source.missing is None and source.n_tokens is not None
+            n_rows = source.n_tokens // ctx_len if is_sampled else None
+            n_rows = n_rows or assumed_rows(choice.limits, ctx_len, n_there, missing or [source])
+            delimiters = find_delimiters(target.tokenizer, target.config)
+            packed[key] = assumed_pack(n_rows, ctx_len, delimiters, target.config.vocab_size)
+    return there | packed
 
 
 def check_kept(cell: Cell) -> None:
@@ -152,6 +179,12 @@ def describe_rows(counts: RowCounts) -> str:
     )
 
 
+def describe_assumed(cell: Cell) -> str:
+    """What is taken for granted of rows that are not there yet."""
+    rows = f"assumed: {cell.packed.counts.n_rows:,} rows, {4 * cell.packed.chunks.tokens.size / GB:.2f} GB when packed"
+    return f"{rows}; {cell.source.missing or f'{cell.target.reference} has no tokenizer to pack them with'}"
+
+
 def find_targets(
     names: Sequence[str],
     size: DictionarySize,
@@ -160,6 +193,7 @@ def find_targets(
     *,
     is_on_gpu: bool,
     hookpoints: Sequence[str] = ("residual",),
+    is_plan: bool = False,
 ) -> list[Target]:
     """The target models, checked against the settings; their weights are not loaded.
 
@@ -170,8 +204,8 @@ def find_targets(
     targets = []
     for name in names:
         reference = resolve_reference(name)
-        config, tokenizer = check_model(reference)
-        check_trunk(config, reference)
+        config, tokenizer = check_to_be_run(reference, is_plan=is_plan)
+        check_trunk_to_be_run(config, reference, is_plan=is_plan)
         delimiters = asdict(find_delimiters(tokenizer, config))  # without which nothing can be packed
         exclusion = find_exclusion(settings.exclude, **delimiters, vocab_size=config.vocab_size)
         check_layers(list(settings.layers), config, reference)
@@ -193,31 +227,28 @@ def find_targets(
     return targets
 
 
-def describe_grid(cells: Sequence[Cell], seeds: Sequence[int], machines: Machines, checkpoint_dir: Path) -> str:
+def describe_grid(cells: Sequence[Cell], seeds: Sequence[int], machines: Machines, checkpoints: Checkpoints) -> str:
     """The plan in a few lines: cells, tokens, steps, latents, passes, memory, disk."""
     on_the_way = {each.name for cell in cells for each in cell.kept}
     kept, cells = ([each for each in cells if (each.name in on_the_way) is is_kept] for is_kept in (True, False))
     settings, budget = cells[0].settings, cells[0].budget
-    n_saes = len(settings.layers) * len(seeds)
     n_steps = budget.n_train_chunks // settings.chunks_per_step
     lines = [
         f"{len(cells)} cells x {len(settings.layers)} layers x {len(seeds)} seeds; per SAE {budget.n_train_tokens:,} "
         f"training tokens in {n_steps:,} steps, {budget.n_eval_tokens:,} tokens held out; {machines.device}, "
         f"{dtype_name(cells[0].target.dtype)}" + (f"; {NOT_HERE}" if machines.free_bytes is None else "")
     ]
-    free_disk = free_disk_bytes(checkpoint_dir) / GB
+    free_disk = describe_bytes(free_disk_bytes(checkpoints.folder))
     free = "" if machines.free_bytes is None else f" of {machines.free_bytes / GB:.2f} GB free"
     for cell in cells:
-        target, memory = cell.target, cell.memory(is_replicated=machines.is_replicated)
-        passes = machines.plan_passes(memory, settings.layers, seeds)
-        n_together = max(len(each.layers) * len(each.seeds) for each in passes)
-        n_bytes = memory.of(-(-n_together // machines.n_layers_together))
+        passes = planned_passes(cell, seeds, machines)
         lines.append(
-            f"  {cell.name}: {target.n_latents:,} latents, k {settings.k}, {len(passes)} "
-            f"pass{'es' if len(passes) > 1 else ''} ({'; '.join(map(str, passes))}), about {n_bytes / GB:.2f} GB{free}"
-            f", {sae_bytes(target.d_model, target.n_latents) * n_saes / GB:.2f} GB on disk of {free_disk:.2f} GB free"
+            f"  {cell.name}: {cell.target.n_latents:,} latents, k {settings.k}, {len(passes)} "
+            f"pass{'es' if len(passes) > 1 else ''} ({'; '.join(map(str, passes))}), about "
+            f"{memory_of(cell, seeds, machines) / GB:.2f} GB{free}, {disk_of(cell, seeds, machines, checkpoints)}, of "
+            f"{free_disk} free"
         )
-        lines.append(f"    {describe_rows(cell.packed.counts)}")
+        lines.append(f"    {describe_assumed(cell) if cell.is_assumed else describe_rows(cell.packed.counts)}")
         if cell.source.base is not None:
             lines.append(f"    tokens of each row of {cell.source.base.name} in random order behind its BOS")
     lines += [f"  {cell.name}: kept on the way, after {cell.budget.n_train_tokens:,} tokens" for cell in kept]

@@ -2,19 +2,16 @@
 
 from collections.abc import Sequence
 
-from sae_utils.disk import check_space
+from sae_utils.disk import NOTHING, DiskUse, check_space, describe_bytes, free_disk_bytes
 from sae_utils.errors import InputError
-from sae_utils.memory import sae_bytes
 from sae_utils.training.cells import Cell
+from sae_utils.training.checkpoint_size import job_disk
 from sae_utils.training.folders import Checkpoints
 from sae_utils.training.machines import Machines
-from sae_utils.training.passes import OPTIMIZER_COPIES
+from sae_utils.training.passes import Pass
 from sae_utils.training.remaining import Job, jobs_from_nothing
 
 GB = 1e9
-
-CHECKPOINTS_AT_ONCE = 2
-"""The old one stands until the new one is complete."""
 
 
 def check_room(cells: Sequence[Cell], seeds: Sequence[int], machines: Machines, checkpoints: Checkpoints) -> None:
@@ -25,11 +22,44 @@ def check_room(cells: Sequence[Cell], seeds: Sequence[int], machines: Machines, 
     """
     for cell in cells:
         _check_memory(cell, machines)
-    jobs = [(cell, job) for cell in cells for job in _jobs(cell, seeds, checkpoints)]
-    if jobs:
-        n_bytes = sum(_finished_bytes(cell, job) for cell, job in jobs)
-        n_bytes += max(_state_bytes(cell, job) for cell, job in jobs)
-        check_space(checkpoints.folder, n_bytes, f"SAEs and checkpoints in {checkpoints.folder}")
+    n_bytes = grid_disk(cells, seeds, machines, checkpoints).n_peak
+    check_space(checkpoints.folder, n_bytes, f"SAEs and checkpoints in {checkpoints.folder}")
+
+
+def grid_disk(cells: Sequence[Cell], seeds: Sequence[int], machines: Machines, checkpoints: Checkpoints) -> DiskUse:
+    """What training all that is left writes, cell after cell; what is begun has a part of it on the disk already."""
+    use, on_the_way = NOTHING, {each.name for cell in cells for each in cell.kept}
+    for cell in cells:
+        if cell.name not in on_the_way:
+            for job in _jobs(cell, seeds, checkpoints):
+                use = use.then(disk_of(cell.with_layers(job.layers), job.seeds, machines, checkpoints))
+    return use
+
+
+def disk_of(cell: Cell, seeds: Sequence[int], machines: Machines, checkpoints: Checkpoints) -> DiskUse:
+    """What training a cell writes, from nothing."""
+    return job_disk(cell, planned_passes(cell, seeds, machines), checkpoints)
+
+
+def memory_of(cell: Cell, seeds: Sequence[int], machines: Machines) -> int:
+    """Memory that training a cell takes in a process."""
+    passes = planned_passes(cell, seeds, machines)
+    n_together = max(len(each.layers) * len(each.seeds) for each in passes)
+    return cell.memory(is_replicated=machines.is_replicated).of(-(-n_together // machines.n_layers_together))
+
+
+def planned_passes(cell: Cell, seeds: Sequence[int], machines: Machines) -> list[Pass]:
+    """The passes of a cell, from nothing."""
+    return machines.plan_passes(cell.memory(is_replicated=machines.is_replicated), cell.settings.layers, seeds)
+
+
+def describe_room(cells: Sequence[Cell], seeds: Sequence[int], machines: Machines, checkpoints: Checkpoints) -> str:
+    """What training all that is left takes of memory and disk, in a line of a dry run."""
+    if not any(_jobs(cell, seeds, checkpoints) for cell in cells):
+        return "training: nothing is left"
+    memory = max(memory_of(cell, seeds, machines) for cell in cells)
+    use, free = grid_disk(cells, seeds, machines, checkpoints), describe_bytes(free_disk_bytes(checkpoints.folder))
+    return f"training all that is left: at most {memory / GB:.2f} GB of memory in a process; {use}, of {free} free"
 
 
 def _check_memory(cell: Cell, machines: Machines) -> None:
@@ -44,17 +74,7 @@ def _check_memory(cell: Cell, machines: Machines) -> None:
 
 
 def _jobs(cell: Cell, seeds: Sequence[int], checkpoints: Checkpoints) -> list[Job]:
-    """What is left to train of a cell, from nothing: what is begun has a part of it on the disk already."""
+    """What is left to train of a cell, from nothing."""
+    checkpoints = checkpoints.for_plan(cell)
     folders = checkpoints.of(cell)
     return jobs_from_nothing(folders, cell.identity(), seeds, overwrite=checkpoints.overwrite)
-
-
-def _finished_bytes(cell: Cell, job: Job) -> int:
-    """Size of a job's finished SAEs."""
-    return len(job.layers) * len(job.seeds) * sae_bytes(cell.target.d_model, cell.target.n_latents)
-
-
-def _state_bytes(cell: Cell, job: Job) -> int:
-    """Size of a job's resumable state: weights and what the optimizer keeps of them."""
-    copies = 1 + OPTIMIZER_COPIES[cell.settings.optimizer]
-    return CHECKPOINTS_AT_ONCE * copies * _finished_bytes(cell, job)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sae_utils.files import read_record, removal
 from sae_utils.progress import span
 from sae_utils.rates import (
+    TIMING_REMEDY,
     UNKNOWN_DEVICE,
     Rate,
     describe_rate,
@@ -91,12 +92,23 @@ def describe_status(cells: Sequence[Cell], seeds: Sequence[int], machines: Machi
     return "\n".join([head, *lines])
 
 
+def training_sec(
+    cells: Sequence[Cell], seeds: Sequence[int], machines: Machines, checkpoints: Checkpoints
+) -> float | None:
+    """How long all that is left to train takes; None if that is not known of a pass."""
+    on_the_way = {each.name for cell in cells for each in cell.kept}
+    trained = [cell for cell in cells if cell.name not in on_the_way]
+    times = [each.left_sec for cell in trained for each in passes_left(cell, seeds, machines, checkpoints)]
+    return None if None in times else sum(times)
+
+
 def passes_left(cell: Cell, seeds: Sequence[int], machines: Machines, checkpoints: Checkpoints) -> list[PassStatus]:
     """The passes in which what a cell lacks is trained: those that it was begun with, and then those that are planned.
 
     Raises:
         InputError: As training would.
     """
+    checkpoints = checkpoints.for_plan(cell)
     folders = checkpoints.of(cell)
     job = next_job_of(cell, seeds, checkpoints)
     missing = jobs_from_nothing(folders, cell.identity(), seeds, overwrite=checkpoints.overwrite)
@@ -151,6 +163,6 @@ def _how_long(passes: Sequence[PassStatus], machines: Machines, checkpoints: Che
     if None not in times:
         return f"about {span(sum(times))} by rates measured last {on_machine(machine)}, the comparison not counted"
     return (
-        f"{unknown_rate(checkpoints.folder, machine)}; start it, stop it by Ctrl-C after some minutes, and ask again: "
-        f"it goes on from there"
+        f"{unknown_rate(checkpoints.folder, machine)}; {TIMING_REMEDY}, or start it, stop it by Ctrl-C after some "
+        f"minutes, and ask again: it goes on from there"
     )

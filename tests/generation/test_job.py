@@ -157,7 +157,8 @@ def test_dry_run_says_what_it_takes(tiny, capsys):
     generate("--num_tokens", "1000000", "--dry_run", "--batch_size", "16")
     out = capsys.readouterr().out
     assert "1,000,000 tokens of up to 40 tokens" in out
-    assert "16 samples together" in out and "GB on disk" in out
+    assert "16 samples together" in out and "8.5 MB on disk, at most 32.6 MB on the way" in out
+    assert "a token's text is taken for 4 bytes, as none was sampled yet" in out
     assert not Path("datasets").exists()
 
 
