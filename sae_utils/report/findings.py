@@ -146,6 +146,10 @@ class Comparison:
         """A number measured on held-out tokens, over seeds; of the SAEs' own source unless another is named."""
         return Spread.of(self.evaluation_values(name, eval_source))
 
+    def has_other(self, name: str, other: str) -> bool:
+        """Whether two numbers measured on held-out tokens of the SAEs' own source differ for any seed."""
+        return self.evaluation_values(name) != self.evaluation_values(other)
+
     def evaluation_values(self, name: str, eval_source: str | None = None) -> list[float]:
         """The same, one by one, where they are defined."""
         values = [each.get(name) for each in self._evaluations(eval_source)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from sae_utils.report.findings import Comparison, Findings, Spread
@@ -60,6 +61,8 @@ SHARED_MATRICES = (
 def source_matrices(findings: Findings, matrices: Sequence[Matrix]) -> list[dict[str, Any]]:
     """For each target and layer, the tables of train source x eval source; none if only one source was evaluated on.
 
+    A table with the numbers of the one before is left out: where first positions are excluded, FVU without them is FVU.
+
     Returns:
         Of each `target`, `layer`, the `tables` whose numbers are there, and the `floor` of how often latents come back.
     """
@@ -68,7 +71,7 @@ def source_matrices(findings: Findings, matrices: Sequence[Matrix]) -> list[dict
         return []
     groups = []
     for target, layer, members in findings.groups:
-        tables = [table for matrix in matrices if (table := _table(members, columns, matrix))]
+        tables = _that_differ([table for matrix in matrices if (table := _table(members, columns, matrix))])
         floor = Spread.of(each.mean for member in members if (each := member.of_stability("floor")))
         if tables:
             groups.append({"target": target, "layer": layer, "tables": tables, "floor": floor})
@@ -116,6 +119,11 @@ def _agreements(
         "columns": list(names),
         "rows": rows,
     }
+
+
+def _that_differ(tables: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Tables without those whose rows are the same as of the one before."""
+    return tables[:1] + [table for before, table in pairwise(tables) if table["rows"] != before["rows"]]
 
 
 def _table(members: list[Comparison], columns: list[str], matrix: Matrix) -> dict[str, Any] | None:

@@ -103,6 +103,9 @@ def page_content(findings: Findings) -> dict[str, Any]:
         "compared": differences.MEASURES,
         "difference_marks": differences.MARKS,
         "brackets": brackets_sentence(findings),
+        "has_first_positions": any(
+            each.has_other("fvu", "fvu_without_first_position") for _, _, members in findings.groups for each in members
+        ),
         "with_intervals": kinds_with_intervals(findings),
         "caution": caution_sentence(findings),
         "diverged": diverged_sentence(findings),

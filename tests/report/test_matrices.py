@@ -3,7 +3,7 @@
 from report_fixture import edit_metrics, write_results
 
 from sae_utils.report.findings import read_findings
-from sae_utils.report.matrices import SHARED_MATRICES, agreement_matrices, source_matrices
+from sae_utils.report.matrices import MATRICES, SHARED_MATRICES, agreement_matrices, source_matrices
 from sae_utils.report.page import write_report
 
 SHAPE = {"sources": ["tiny-model", "tiny-model_k_64", "prose", "prose_k_64"], "layers": [7], "n_features": 1}
@@ -72,3 +72,25 @@ def test_agreement_of_many_sources_is_seen_at_once(tmp_path):
     )
     two = write_results(tmp_path / "2", sources=["tiny-model", "prose"], layers=[7], n_features=1)
     assert agreement_matrices(read_findings(two)) == []
+
+
+def test_where_first_positions_are_left_out_fvu_without_them_is_not_said_again(tmp_path):
+    """Two columns and two matrices of the same numbers look as if there were something to compare."""
+    results = write_results(tmp_path, text_sources=["corpus"], n_features=1)
+    assert "w/o 1st pos." in write_report(results).read_text(encoding="utf-8")
+    (titles, *_) = [[table["title"] for table in group["tables"]] for group in matrices_of(results)]
+
+    def copy(metrics):
+        for sae in metrics["saes"]:
+            for each in sae["evaluations"]:
+                each |= {f"fvu_without_first_position{end}": each[f"fvu{end}"] for end in ("", "_interval")}
+
+    edit_metrics(results, copy)
+    page = write_report(results).read_text(encoding="utf-8")
+    assert "w/o 1st pos." not in page and "fvu_without_first_position" not in page
+    for group in matrices_of(results):
+        assert [table["title"] for table in group["tables"]] == [each for each in titles if "first" not in each]
+
+
+def matrices_of(results):
+    return source_matrices(read_findings(results), MATRICES)
