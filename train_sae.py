@@ -25,12 +25,14 @@ from sae_utils.command_line import add_running_flags, add_sharing_flags, check_r
 if TYPE_CHECKING:  # their import takes seconds, which --help does not need
     import torch
 
+    from sae_utils.comparison.cost import Work
     from sae_utils.comparison.results import Results
     from sae_utils.comparison.trained import Damaged, TrainedSae
     from sae_utils.distributed import Workers
     from sae_utils.sharing.upload import PushChoice
     from sae_utils.sources.labelled import LabelledTexts
     from sae_utils.sources.packs import Packs
+    from sae_utils.training.cells import Cell
     from sae_utils.training.grid import GridChoice
     from sae_utils.training.settings import TrainingSettings
     from sae_utils.training.wandb_login import Tracking
@@ -330,7 +332,6 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     from sae_utils.comparison.measuring import measure, read_known
     from sae_utils.comparison.merging import take_over, told_apart
     from sae_utils.comparison.pairs import count_by_size, count_by_target, describe_pairs, match_pairs
-    from sae_utils.comparison.planned import pairs_of_grid, work_of_grid
     from sae_utils.comparison.speed import timed_work
     from sae_utils.comparison.stability import measure_stability
     from sae_utils.comparison.trained import check_none_left_out, find_all_trained, find_trained
@@ -391,7 +392,7 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         machines = find_machines(device, workers, **distribution)
         plan = describe_grid(cells, choice.seeds, machines, checkpoints)
         pairs = pairs_of_grid(cells, choice.seeds, args.pairs)
-        works = work_of_grid(cells, choice.seeds, args.pairs, device=device, **amounts)
+        works = work_of_grid(cells, choice.seeds, device, args)
         finished = [checkpoints.of(cell).seed_dir(seed) for cell in cells for seed in choice.seeds]
     if workers.is_main and (args.dry_run or not args.quiet):
         print(plan, flush=True)
@@ -466,6 +467,64 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     report(results, saes, tracking, probed=labelled, exports_to=args.checkpoint_dir if args.export else None)
     send_to_hub(push, finished, damaged, quiet=args.quiet)
     check_none_left_out(damaged)
+
+
+def pairs_of_grid(cells: "Sequence[Cell]", seeds: Sequence[int], kinds: Sequence[str]) -> dict[tuple[int, int], int]:
+    """How many pairs of SAEs of these kinds the grid has, by `(d_model, n_latents)`."""
+    from sae_utils.comparison.pairs import count_pairs
+
+    counts: dict[tuple[int, int], int] = {}
+    alike = [(cell.target.name, cell.budget.n_train_tokens, cell.settings.hookpoint) for cell in cells]
+    for one in dict.fromkeys(alike):
+        members = [cell for cell, each in zip(cells, alike, strict=True) if each == one]
+        size = members[0].target.d_model, members[0].target.n_latents
+        n_pairs = len(members[0].settings.layers) * count_pairs(len(members), len(seeds), kinds)
+        counts[size] = counts.get(size, 0) + n_pairs
+    return counts
+
+
+def work_of_grid(
+    cells: "Sequence[Cell]", seeds: Sequence[int], device: "torch.device", args: argparse.Namespace
+) -> "list[Work]":
+    """The comparison of all SAEs of the grid, target by target."""
+    from sae_utils.comparison.cost import Work
+    from sae_utils.comparison.groups import batch_bytes_of
+    from sae_utils.devices import dtype_name
+    from sae_utils.models import model_bytes
+
+    works, on_the_way = [], {each.name for cell in cells for each in cell.kept}
+    for target in {cell.target.name: cell.target for cell in cells}.values():
+        members = [cell for cell in cells if cell.target.name == target.name]
+        n_sources, settings = len({cell.source.name for cell in cells}), members[0].settings
+        n_of_cell, n_kept = len(settings.layers) * len(seeds), sum(cell.name in on_the_way for cell in members)
+        batch_bytes = batch_bytes_of(
+            n_tokens=args.batch_size * settings.ctx_len,
+            vocab=target.config.vocab_size,
+            d_model=target.d_model,
+            n_layers=len(settings.layers),
+            n_latents=target.n_latents,
+            itemsize=target.dtype.itemsize,
+            device=device,
+        )
+        works.append(
+            Work(
+                target=target.name,
+                dtype=dtype_name(target.dtype),
+                layers=settings.layers,
+                d_model=target.d_model,
+                n_latents=target.n_latents,
+                ctx_len=settings.ctx_len,
+                batch_size=args.batch_size,
+                n_saes=len(members) * n_of_cell,
+                n_evaluations=((len(members) - n_kept) * n_sources + n_kept) * n_of_cell,
+                n_eval_tokens=members[0].budget.n_eval_tokens,
+                n_random_tokens=args.random_tokens,
+                n_pairs=sum(pairs_of_grid(members, seeds, args.pairs).values()),
+                fixed_bytes=model_bytes(target.config, target.dtype),
+                batch_bytes=batch_bytes,
+            )
+        )
+    return works
 
 
 def check_places(args: argparse.Namespace) -> None:

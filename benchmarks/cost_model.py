@@ -26,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import generate_datasets
 import train_sae
 from sae_utils.comparison.cost import REPORT_BYTES, comparison_bytes, work_sec
-from sae_utils.comparison.planned import work_of_grid
 from sae_utils.devices import choose_dtype
 from sae_utils.disk import DiskUse
 from sae_utils.distributed import Workers
@@ -144,8 +143,7 @@ def of_comparison(flags: list[str]) -> tuple[dict, Path]:
     """The same of the comparison."""
     args = train_sae.build_parser().parse_args(flags)
     train_sae.split_folders(args)
-    amounts = {"batch_size": args.batch_size, "n_random_tokens": args.random_tokens}
-    (work,) = work_of_grid(cells_of(args), range(args.num_seeds), args.pairs, device=CPU, **amounts)
+    (work,) = train_sae.work_of_grid(cells_of(args), range(args.num_seeds), CPU, args)
     n_bytes = work.result_bytes + REPORT_BYTES
     numbers = {"sec": work_sec(work, args.results_dir, CPU), "memory_bytes": comparison_bytes(work)}
     return numbers | {"disk_peak_bytes": n_bytes, "disk_final_bytes": n_bytes}, args.results_dir

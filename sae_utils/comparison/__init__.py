@@ -11,7 +11,6 @@ latent, to which every run adds what is not known yet. Its files in the order of
     sharing_out     SAEs measured by several processes, each its part
     outlook         how far it has got, in one line
     cost            what it takes, before it starts
-    planned         pairs and work of SAEs that are not trained yet
     speed           how fast its parts were
     measuring       every SAE on every source and on random tokens
     firing          what latents do on other sources than their own
