@@ -92,7 +92,7 @@ def rest_sec(looks: Sequence[tuple[int, float]], max_length: int) -> float:
     middles = ((positions[1:] + positions[:-1]) / 2)[is_new]
     slope, start = np.polyfit(middles, (np.diff(times)[is_new] / np.diff(positions)[is_new]), 1)
     last = positions[-1]
-    return max(0.0, (max_length - last) * (start + slope * (last + max_length) / 2))
+    return max(0.0, float((max_length - last) * (start + slope * (last + max_length) / 2)))
 
 
 def _text_bytes(batch: Batch, source: LoadedModel) -> float:

@@ -54,7 +54,7 @@ def time_training(cells: Sequence[Cell], seeds: Sequence[int], machines: Machine
 def time_pass(cell: Cell, which: Pass, machines: Machines) -> Rate | None:
     """The rate of a few steps of a pass; None if its cell has only one."""
     part = cell.with_layers(which.layers)
-    model = load_target(part, machines.device)
+    model = load_target(part, machines)
     with tempfile.TemporaryDirectory() as folder, cut_for_now(model, max(which.layers)):
         rate = _time_steps(part, which, model, machines, Path(folder))
     del model
