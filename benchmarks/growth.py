@@ -1,10 +1,10 @@
-"""How time and memory grow with every size of a run: each point in a process of its own, one size doubled at a time.
+"""How time and memory grow with every size of a run: each point in a process of its own, one size changed at a time.
 
-    python benchmarks/growth.py --record benchmarks/results/growth_cpu.json     # half an hour
-    python benchmarks/growth.py --axes 'sampling: samples' --most 400000        # 400,000 samples, longer
+    python benchmarks/growth.py --record benchmarks/results/growth_cpu.json
+    python benchmarks/growth.py --axes 'sampling: samples' --most 400000        # 400,000 samples
     python benchmarks/growth.py --draw benchmarks/results/growth_cpu.json       # plots of what is recorded
 
-Models are small and random. What counts is the exponent between a size and its double: 0 does not grow, 1 grows in a
+Models are small and random. What counts is the exponent between a size and the next: 0 does not grow, 1 grows in a
 straight line, 2 with the square. Memory is the peak of the process with all of PyTorch in it, so that what grows shows
 only when it is larger than that.
 """
