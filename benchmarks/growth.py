@@ -46,7 +46,7 @@ def main() -> None:
     """Measure every axis, and print its exponents; or draw what was recorded."""
     args = parse_args()
     if args.draw:
-        draw(json.loads(args.draw.read_text())[-1], args.figures)
+        draw(json.loads(args.draw.read_text()), args.figures)
     elif args.point:
         print(json.dumps(POINTS[args.point[0]](int(args.point[1]), args.threads)))
     else:
@@ -125,7 +125,7 @@ def run_script(name: str, flags: list[str], threads: int) -> float:
 def small_model(folder: Path, **shape: int) -> Path:
     """A random model with a tokenizer whose words are numbers."""
     import torch
-    from tokenizers import Tokenizer, models
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
 
     config = GPTNeoXConfig(
@@ -134,6 +134,7 @@ def small_model(folder: Path, **shape: int) -> Path:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     words = Tokenizer(models.WordLevel({"<|endoftext|>": 0} | {str(i): i for i in range(1, 1024)}, unk_token="1"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
     PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
     return folder
@@ -166,10 +167,56 @@ def train(name: str, value: int, threads: int) -> dict[str, Any]:
         chunks = Chunks(tokens)
         SaeTrainer(config, chunks.select(range(2 * batch_size)), model, work_dir=Path(folder)).fit()
         trainer = SaeTrainer(config, chunks, model, work_dir=Path(folder))
+        clock = PassClock(model)
         start = time.perf_counter()
         trainer.fit()
-        step_sec = (time.perf_counter() - start) / n_steps
-    return {"msec_per_step": round(step_sec * 1e3, 2), "peak_bytes": peak_resident_bytes()}
+        sec = time.perf_counter() - start
+    return {
+        "msec_per_step": round(sec / n_steps * 1e3, 2),
+        "msec_of_passes": round(clock.sec / n_steps * 1e3, 2),
+        "peak_bytes": peak_resident_bytes(),
+    }
+
+
+class PassClock:
+    """Seconds in the forward passes of a model on a CPU, from now on."""
+
+    def __init__(self, model: Any) -> None:
+        self.sec, self.began = 0.0, 0.0
+        model.register_forward_pre_hook(lambda *args: self.start())
+        model.register_forward_hook(lambda *args: self.stop())
+
+    def start(self) -> None:
+        """A pass begins."""
+        self.began = time.perf_counter()
+
+    def stop(self) -> None:
+        """It ends; nothing is returned, which would replace what the model computed."""
+        self.sec += time.perf_counter() - self.began
+
+
+def prepare(n_tokens: int, threads: int) -> dict[str, Any]:
+    """train_sae.py from its start over a corpus of so many tokens to the end of its only step, and the next cell's."""
+    with tempfile.TemporaryDirectory() as folder:
+        model, corpus = small_model(Path(folder) / "models" / "tiny"), Path(folder) / "words.txt"
+        words = np.random.default_rng(0).integers(1, 1024, (-(-n_tokens // 512), 512))
+        corpus.write_text("".join(" ".join(map(str, row)) + "\n" for row in words))
+        flags = ["--org_name", str(model.parent), "--target_models", model.name, "--source_models"]
+        flags += ["--text_datasets", str(corpus), "--text_tokens", str(n_tokens), "--max_tokens", "512"]
+        flags += ["--ctx_len", "256", "--batch_size", "2", "--layers", "0", "--num_seeds", "1", "--num_latents", "256"]
+        flags += ["--checkpoint_dir", f"{folder}/out", "--results_dir", f"{folder}/results"]
+        flags += ["--datasets_dir", f"{folder}/data", "--device", "cpu", "--train_only", "--quiet"]
+        flags += ["--wandb_mode", "disabled", "--eval_tokens", "512"]
+        sec = run_script("train_sae", flags, threads)
+        sec_again = run_script("train_sae", [*flags, "--overwrite"], threads)
+        kept = [path for path in Path(folder).rglob("*") if path.is_file() and path != corpus]
+        return {
+            "sec": round(sec, 2),
+            "sec_with_rows_there": round(sec_again, 2),
+            "files": len(kept),
+            "bytes_on_disk": sum(path.stat().st_size for path in kept),
+            "peak_bytes": peak_resident_bytes(),
+        }
 
 
 def measure(name: str, value: int, threads: int) -> dict[str, Any]:
@@ -220,6 +267,7 @@ AXES = {
     "sampling: samples": [1000, 4000, 16_000, 64_000],
     "sampling: length": [32, 64, 128, 256],
     "sampling: rows": [16, 64, 256, 1024],
+    "data: tokens": [100_000, 1_000_000, 10_000_000],
     "training: latents": [1024, 2048, 4096, 8192, 16_384],
     "training: k": [8, 16, 32, 64],
     "training: layers": [1, 2, 4],
@@ -236,6 +284,7 @@ POINTS: dict[str, Callable[[int, int], dict[str, Any]]] = {
     "sampling: samples": sample,
     "sampling: length": lambda value, threads: sample(1000, threads, max_length=value),
     "sampling: rows": lambda value, threads: sample(4096, threads, batch_size=value),
+    "data: tokens": prepare,
     "training: latents": functools.partial(train, "n_latents"),
     "training: k": functools.partial(train, "k"),
     "training: layers": functools.partial(train, "n_layers"),
@@ -249,14 +298,15 @@ POINTS: dict[str, Callable[[int, int], dict[str, Any]]] = {
 """What measures a point of each axis."""
 
 
-def draw(record: dict[str, Any], folder: Path) -> None:
-    """A panel per axis: every number over the size, relative to its first, beside a straight line."""
+def draw(records: list[dict[str, Any]], folder: Path) -> None:
+    """A panel per axis: every number over the size, relative to its first, beside a straight line; each axis' last."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    axes = record["results"]
+    found = {axis: record["results"][axis] for record in records for axis in record["results"]}
+    axes, record = {axis: found[axis] for axis in AXES if axis in found}, records[-1]
     n_columns = 4
     figure, panels = pyplot.subplots(
         math.ceil(len(axes) / n_columns), n_columns, figsize=(14, 3.2 * math.ceil(len(axes) / n_columns)), squeeze=False
@@ -286,7 +336,9 @@ LABELS = {
     "sec_of_second_run": "seconds of a second run",
     "files": "files",
     "bytes_on_disk": "bytes on disk",
+    "sec_with_rows_there": "seconds with the rows there",
     "msec_per_step": "milliseconds a step",
+    "msec_of_passes": "of these in the model's passes",
     "sec_of_reconstruction": "seconds of reconstruction",
     "sec_of_splicing": "seconds of cross-entropies",
     "peak_bytes": "bytes of memory",

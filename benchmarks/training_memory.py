@@ -84,6 +84,7 @@ def measure(args: argparse.Namespace, size: str) -> dict[str, int | float | str]
         k=k,
         optimizer=optimizer,
         tokens_per_micro_batch=args.batch_size * args.ctx_len,
+        device=device,
     )
     about = {"n_latents": n_latents, "k": k, "optimizer": optimizer, "n_saes": n_saes}
     estimate = memory.of(n_saes)

@@ -32,6 +32,10 @@ LATENT_COPIES = 2
 """Float32 arrays of `(tokens, n_latents)` side by side in an SAE's forward pass; one of them again in its backward
 pass."""
 
+SHARES_AT_ONCE = 2**19
+"""Numbers of active latents' shares of the encoder's gradient that are made on a CPU before they are added up: 2 MiB in
+float32, which caches hold."""
+
 DENSE_COPIES = 6
 """Float32 arrays of `(tokens, d_model)`: activations, reconstructions, errors."""
 

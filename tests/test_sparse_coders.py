@@ -3,16 +3,21 @@
 import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+import sparsify.fused_encoder
 import sparsify.sparse_coder
 import sparsify.trainer
 import sparsify.utils
 import torch
+from schedulefree import ScheduleFreeWrapper
+from sparsify.fused_encoder import fused_encoder
 
 from sae_utils import sparse_coders
-from sae_utils.sparse_coders import Trainer, decode_where_it_is
+from sae_utils.sparse_coders import Trainer, decode_where_it_is, encode_where_it_is
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,9 +53,43 @@ def test_the_device_of_the_decoder_chooses(monkeypatch):
     assert on_cpu.tolist() == [[2.0 * 1 + 10 * 3, 2.0 * 5 + 10 * 7, 2.0 * 9 + 10 * 11]]
 
 
+@pytest.mark.parametrize("n_at_once", [1, 2 * 3 * 5, 7 * 3 * 5, 2**19])
+@pytest.mark.parametrize("activation", ["topk", "groupmax"])
+def test_gradients_in_parts_are_sparsifys_to_the_last_bit(monkeypatch, n_at_once, activation):
+    """16 tokens, k 3, d_model 5: a token at a time, two, seven with two left over, and all of them."""
+    monkeypatch.setattr(sparse_coders, "SHARES_AT_ONCE", n_at_once)
+    torch.manual_seed(0)
+    shapes = {"x": (16, 5), "weight": (12, 5), "bias": (12,)}
+    drawn = {name: torch.randn(shape) for name, shape in shapes.items()}
+
+    def gradients(encode: Callable) -> list[torch.Tensor]:
+        given = [each.clone().requires_grad_() for each in drawn.values()]
+        found = encode(*given, 3, activation)
+        (found.top_acts * torch.arange(48.0).view(16, 3).sin()).sum().backward()
+        return [found.top_acts, found.top_indices, found.pre_acts, *(each.grad for each in given)]
+
+    for ours, theirs in zip(gradients(encode_where_it_is), gradients(fused_encoder), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_only_gradients_that_are_asked_for_are_computed():
+    """Activations of the model ask for none, and frozen weights neither."""
+    x, weight, bias = torch.ones(4, 5), torch.ones(6, 5), torch.ones(6, requires_grad=True)
+    encode_where_it_is(x, weight, bias, 2, "topk").top_acts.sum().backward()
+    assert weight.grad is None and float(bias.grad.sum()) == 8
+
+
+def test_a_gpu_keeps_sparsifys_encoder(monkeypatch):
+    monkeypatch.setattr(sparse_coders, "encode_on_gpu", lambda *given: given)
+    weight = SimpleNamespace(is_cuda=True)
+    assert encode_where_it_is("x", weight, "bias", 2, "topk") == ("x", weight, "bias", 2, "topk")
+
+
 PRIVATE_NAMES = {
     sparsify.trainer: ["tqdm", "DDP", "Muon", "resolve_widths"],
-    sparsify.sparse_coder: ["decoder_impl"],
+    sparsify.sparse_coder: ["decoder_impl", "fused_encoder"],
+    sparsify.fused_encoder.FusedEncoder: ["forward", "backward"],
+    ScheduleFreeWrapper: ["swap"],
     sparsify.utils: ["decoder_impl", "eager_decode"],
     sparse_coders.Muon: ["step"],
     sparse_coders.SparseCoder: ["encode", "decode", "load_from_disk", "load_many"],

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from schedulefree import ScheduleFreeWrapper
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -39,21 +40,24 @@ class Replica(DistributedDataParallel):
 
 @contextlib.contextmanager
 def adapted_sparsify(device: torch.device, *, n_backward: int = 1) -> Iterator[None]:
-    """Replace four things that sparsify's trainer calls by what fits here, while it runs.
+    """Replace five things that sparsify's trainer calls by what fits here, while it runs.
 
     Its progress bar counts batches; ours counts tokens. It gives DDP the process's number as the device, which fails on
     a CPU and on a second machine, lets it keep gradients twice, and has it send them in each of the `n_backward`
     backward passes of a step. Its Muon shares the update's work out among processes, so that each keeps other state;
-    here each does all of it, and any number of processes can go on from one state. And it takes adam from bitsandbytes,
-    with 8-bit state, where that can be imported: the same command would train other weights elsewhere.
+    here each does all of it, and any number of processes can go on from one state. schedulefree, which it wraps around
+    its optimizers, lets all weights and as many other numbers change places twice a step, by three operations on them
+    each time; here the two tensors change names. And it takes adam from bitsandbytes, with 8-bit state, where that can
+    be imported: the same command would train other weights elsewhere.
     """
     module = sys.modules[Trainer.__module__]
-    bar, ddp, muon = module.tqdm, module.DDP, module.Muon
+    bar, ddp, muon, swap = module.tqdm, module.DDP, module.Muon, ScheduleFreeWrapper.swap
     assert (ddp, muon) == (DistributedDataParallel, Muon), "sparsify's trainer is not the one this was written for"
     module.tqdm = lambda *args, **kwargs: bar(*args, **(kwargs | {"disable": True}))
     own = {"device_ids": [device.index] if device.type == "cuda" else None, "gradient_as_bucket_view": True}
     module.DDP = lambda sae, device_ids: Replica(sae, n_backward=n_backward, **own)
     module.Muon = lambda *args, **kwargs: muon(*args, **(kwargs | {"ddp": False}))
+    ScheduleFreeWrapper.swap = staticmethod(exchange_)
     bitsandbytes = sys.modules.pop(BITSANDBYTES, None)
     sys.modules[BITSANDBYTES] = None  # its import then fails as if it were not installed
     try:
@@ -61,9 +65,15 @@ def adapted_sparsify(device: torch.device, *, n_backward: int = 1) -> Iterator[N
             yield
     finally:
         module.tqdm, module.DDP, module.Muon = bar, ddp, muon
+        ScheduleFreeWrapper.swap = staticmethod(swap)
         del sys.modules[BITSANDBYTES]
         if bitsandbytes is not None:
             sys.modules[BITSANDBYTES] = bitsandbytes
+
+
+def exchange_(a: Tensor, b: Tensor) -> None:
+    """Give two tensors of one shape each other's values, in place, without touching a number."""
+    a.data, b.data = b.data, a.data
 
 
 @contextlib.contextmanager

@@ -105,7 +105,7 @@ class Cell:
             shuffle_seed=self.settings.shuffle_seed,
         )
 
-    def memory(self, *, is_replicated: bool) -> PassMemory:
+    def memory(self, device: torch.device, *, is_replicated: bool) -> PassMemory:
         """What training takes, in each of several processes that hold the same SAEs if it `is_replicated`."""
         return estimate_pass_memory(
             model_bytes=self.target.trunk_bytes,
@@ -114,6 +114,7 @@ class Cell:
             k=self.settings.k,
             optimizer=self.settings.optimizer,
             tokens_per_micro_batch=self.settings.tokens_per_micro_batch,
+            device=device,
             is_replicated=is_replicated,
         )
 

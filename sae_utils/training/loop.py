@@ -210,7 +210,7 @@ def begin_cell(cell: Cell, seeds: Sequence[int], checkpoints: Checkpoints, machi
         return passes_of(read_plan(folders)["passes"])
     if not checkpoints.overwrite and (begun := take_up(cell, seeds, folders)) is not None:
         return begun
-    memory = cell.memory(is_replicated=machines.is_replicated)
+    memory = cell.memory(machines.device, is_replicated=machines.is_replicated)
     passes = machines.plan_passes(memory, cell.settings.layers, seeds)
     write_plan(folders.settings_path, cell.identity(), seeds, passes, replaces_finished=checkpoints.overwrite)
     return passes

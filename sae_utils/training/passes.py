@@ -8,8 +8,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from sae_utils.errors import InputError
-from sae_utils.memory import DENSE_COPIES, LATENT_COPIES, USABLE_SHARE, sae_bytes
+from sae_utils.memory import DENSE_COPIES, LATENT_COPIES, SHARES_AT_ONCE, USABLE_SHARE, sae_bytes
 
 OPTIMIZER_COPIES = {"signum": 1, "adam": 2, "muon": 1}
 """Tensors as large as the weights that an optimizer of sparsify keeps."""
@@ -86,13 +88,15 @@ def estimate_pass_memory(
     k: int,
     optimizer: str,
     tokens_per_micro_batch: int,
+    device: torch.device,
     is_replicated: bool = False,
 ) -> PassMemory:
     """Memory of training.
 
     SAEs take their turns, and what one needs for a batch is gone when the next begins: in its forward pass all
     latents of every token; in its backward pass, beside those, every active latent's share of the encoder's gradient,
-    `(tokens, k, d_model)`; in the optimizer's step, once all are through, an array as large as its weights.
+    `(tokens, k, d_model)`, on a CPU a few tokens' at a time; in the optimizer's step, once all are through, an array as
+    large as its weights.
 
     Args:
         model_bytes: Weights of the target model.
@@ -101,12 +105,14 @@ def estimate_pass_memory(
         k: Active latents per token.
         optimizer: signum, adam or muon.
         tokens_per_micro_batch: Tokens that an SAE encodes at a time.
+        device: Where.
         is_replicated: Whether several processes hold the same SAEs and average their gradients, in buffers besides.
     """
     latents = 4 * tokens_per_micro_batch * n_latents
     dense = 4 * tokens_per_micro_batch * d_model
     one_sae = sae_bytes(d_model, n_latents)
-    one_turn = DENSE_COPIES * dense + max(LATENT_COPIES * latents, latents + k * dense, one_sae)
+    shares = k * dense if device.type == "cuda" else min(k * dense, 4 * max(k * d_model, SHARES_AT_ONCE))
+    one_turn = DENSE_COPIES * dense + max(LATENT_COPIES * latents, latents + shares, one_sae)
     return PassMemory(model_bytes + one_turn, one_sae * (2 + OPTIMIZER_COPIES[optimizer] + is_replicated))
 
 

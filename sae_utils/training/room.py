@@ -45,12 +45,16 @@ def memory_of(cell: Cell, seeds: Sequence[int], machines: Machines) -> int:
     """Memory that training a cell takes in a process."""
     passes = planned_passes(cell, seeds, machines)
     n_together = max(len(each.layers) * len(each.seeds) for each in passes)
-    return cell.memory(is_replicated=machines.is_replicated).of(-(-n_together // machines.n_layers_together))
+    return cell.memory(machines.device, is_replicated=machines.is_replicated).of(
+        -(-n_together // machines.n_layers_together)
+    )
 
 
 def planned_passes(cell: Cell, seeds: Sequence[int], machines: Machines) -> list[Pass]:
     """The passes of a cell, from nothing."""
-    return machines.plan_passes(cell.memory(is_replicated=machines.is_replicated), cell.settings.layers, seeds)
+    return machines.plan_passes(
+        cell.memory(machines.device, is_replicated=machines.is_replicated), cell.settings.layers, seeds
+    )
 
 
 def describe_room(cells: Sequence[Cell], seeds: Sequence[int], machines: Machines, checkpoints: Checkpoints) -> str:
@@ -64,7 +68,7 @@ def describe_room(cells: Sequence[Cell], seeds: Sequence[int], machines: Machine
 
 def _check_memory(cell: Cell, machines: Machines) -> None:
     """Refuse SAEs that are too large one by one; what is free now is all that there will be."""
-    needed = cell.memory(is_replicated=machines.is_replicated).of(1)
+    needed = cell.memory(machines.device, is_replicated=machines.is_replicated).of(1)
     if machines.free_bytes is not None and needed > machines.free_bytes:
         raise InputError(
             f"{cell.name}: one SAE of {cell.target.n_latents:,} latents beside the model needs about "

@@ -122,7 +122,7 @@ def passes_left(cell: Cell, seeds: Sequence[int], machines: Machines, checkpoint
     for each in missing:
         part = cell.with_layers(each.layers)
         kept = {} if checkpoints.overwrite else dict(kept_states(part, each.seeds, folders))
-        memory = part.memory(is_replicated=machines.is_replicated)
+        memory = part.memory(machines.device, is_replicated=machines.is_replicated)
         planned = (
             passes_of(read_settings(kept[max(kept)])["passes"])
             if kept

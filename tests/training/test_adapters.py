@@ -2,10 +2,11 @@
 
 import torch
 import torch.distributed as dist
+from schedulefree import ScheduleFreeWrapper
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sae_utils.training.adapters import Replica, numbers_written_by_the_device
+from sae_utils.training.adapters import Replica, adapted_sparsify, exchange_, numbers_written_by_the_device
 
 
 class Operations(TorchDispatchMode):
@@ -50,6 +51,25 @@ def test_numbers_are_the_same_as_ever():
         assert written() == before
     assert written() == before
     assert before[0] == [False, True, False, False, True, True]
+
+
+def test_weights_and_another_array_change_places_without_being_read():
+    """schedulefree does it twice a step, number by number: six times over all weights, which on a GPU takes longer than
+    the step itself needs for some of its products."""
+    weights, other = nn.Parameter(torch.tensor([1.0, torch.nan])), torch.tensor([2.0, -0.0])
+    places = weights.data_ptr(), other.data_ptr()
+    with Operations() as operations:
+        exchange_(weights, other)
+    assert set(operations.names) <= {"detach"}
+    assert (weights.data_ptr(), other.data_ptr()) == places[::-1]
+    assert (weights.tolist(), other[0].tolist()) == ([2.0, -0.0], 1.0)
+
+
+def test_schedulefree_is_itself_again_after_training():
+    before = ScheduleFreeWrapper.swap
+    with adapted_sparsify(torch.device("cpu")):
+        assert ScheduleFreeWrapper.swap is exchange_
+    assert ScheduleFreeWrapper.swap is before
 
 
 def test_gradients_are_averaged_once_a_step():

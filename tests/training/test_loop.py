@@ -37,7 +37,7 @@ def test_several_passes_train_what_one_does(tiny, monkeypatch, capsys, n_passes)
     """A small device must cost time only."""
     generate("--num_tokens", "2000")
     train()
-    memory = planned()[0].memory(is_replicated=False)
+    memory = planned()[0].memory(torch.device("cpu"), is_replicated=False)
     monkeypatch.setattr(machines, "free_bytes", lambda device: int(memory.of(4 // n_passes) / 0.85) + 1)
     argv = [*TRAIN, "--train_only", "--checkpoint_dir", "divided"]
     train_sae.main([flag for flag in argv if flag != "--quiet"])
@@ -48,7 +48,7 @@ def test_several_passes_train_what_one_does(tiny, monkeypatch, capsys, n_passes)
 def test_memory_is_looked_at_after_packing(tiny, monkeypatch, capsys):
     """Packing may take hours, in which others fill the device; the number decides into how many passes a cell goes."""
     generate("--num_tokens", "2000")
-    memory = planned()[0].memory(is_replicated=False)
+    memory = planned()[0].memory(torch.device("cpu"), is_replicated=False)
     shutil.rmtree("datasets/.packed")
     monkeypatch.setattr(
         machines,
@@ -140,7 +140,7 @@ def test_a_seed_that_is_removed_while_the_others_wait_is_trained_again(tiny, mon
 def test_nothing_of_a_pass_is_kept_for_the_next(tiny, monkeypatch, optimizer):
     """Four cells kept four cells' SAEs, gradients and optimizers on the device, which was planned for one."""
     generate("--num_tokens", "2000")
-    memory = planned()[0].memory(is_replicated=False)
+    memory = planned()[0].memory(torch.device("cpu"), is_replicated=False)
     monkeypatch.setattr(machines, "free_bytes", lambda device: int(memory.of(1) / 0.85) + 1)
     fit, held, n_alive = SaeTrainer.fit, [], []
 

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from sae_utils.errors import InputError
 from sae_utils.memory import sae_bytes
@@ -44,20 +45,43 @@ def test_halves_hold_the_same_saes():
         (100, 1, 1, 6 * 8 + 2008),  # the optimizer's step: all weights
     ],
 )
-def test_memory_by_hand(n_latents, k, n_tokens, one_turn):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_memory_by_hand(n_latents, k, n_tokens, one_turn, device):
     """d_model 2, all numbers of 4 bytes; an SAE of n latents has 4 n weights and n + 2 biases, held three times."""
     one_sae = 4 * (5 * n_latents + 2)
     assert sae_bytes(2, n_latents) == one_sae
     memory = estimate_pass_memory(
-        model_bytes=1000, d_model=2, n_latents=n_latents, k=k, optimizer="signum", tokens_per_micro_batch=n_tokens
+        model_bytes=1000,
+        d_model=2,
+        n_latents=n_latents,
+        k=k,
+        optimizer="signum",
+        tokens_per_micro_batch=n_tokens,
+        device=torch.device(device),
     )
     assert memory == PassMemory(fixed=1000 + one_turn, per_sae=one_sae * 3)
     assert memory.of(2) == 1000 + one_turn + 6 * one_sae
 
 
+@pytest.mark.parametrize(("device", "shares"), [("cpu", 2**19), ("cuda", 1000 * 32 * 64)])
+def test_shares_of_the_gradient_are_few_at_a_time_on_a_cpu(device, shares):
+    """Where sparsify makes all of them first: with k 32, 8 times as much as the latents."""
+    memory = estimate_pass_memory(
+        model_bytes=0,
+        d_model=64,
+        n_latents=256,
+        k=32,
+        optimizer="signum",
+        tokens_per_micro_batch=1000,
+        device=torch.device(device),
+    )
+    assert memory.fixed == 6 * 4 * 1000 * 64 + 4 * 1000 * 256 + 4 * shares
+
+
 def test_replicas_hold_gradients_twice():
     """Processes average them in buffers of their own, and out of memory is the end where several train together."""
     shape = {"model_bytes": 0, "d_model": 2, "n_latents": 3, "k": 1, "tokens_per_micro_batch": 10}
+    shape["device"] = torch.device("cpu")
     for optimizer, n_copies in (("signum", 4), ("adam", 5), ("muon", 4)):
         memory = estimate_pass_memory(**shape, optimizer=optimizer, is_replicated=True)
         assert memory.per_sae == n_copies * sae_bytes(2, 3)
