@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 # A command, and how long it took.
 timed = @echo '$(1)'; start=$$(date +%s); $(1) && echo "$$(($$(date +%s) - start)) s: $(1)"
 
-.PHONY: demo test study study-report faults soak bench bench-gpu format clean distclean
+.PHONY: demo test study study-report faults soak bench bench-gpu bench-page format clean distclean
 
 # sparsify's own learning rate is for steps of many more tokens than the demo's 512; with 5e-3, FVU falls steadily.
 demo: $(VENV)/ready $(DEMO_MODEL)/config.json
@@ -58,6 +58,10 @@ bench: $(VENV)/ready $(DEMO_MODEL)/config.json
 bench-gpu: $(VENV)/ready
 	$(BIN)/python benchmarks/generation.py --config pythia-1.4b --device cuda --rows 512 --tokens 512
 	$(BIN)/python benchmarks/generation.py --config pythia-2.8b --device cuda --rows 256 --tokens 512
+
+# The tables and the figure of benchmarks/README.md, from the records.
+bench-page: $(VENV)/ready
+	$(BIN)/python benchmarks/page.py
 
 format: $(VENV)/ready
 	$(BIN)/ruff format .

@@ -2,11 +2,10 @@
 
     python benchmarks/growth.py --record benchmarks/results/growth_cpu.json
     python benchmarks/growth.py --axes 'sampling: samples' --most 400000        # 400,000 samples
-    python benchmarks/growth.py --draw benchmarks/results/growth_cpu.json       # plots of what is recorded
 
 Models are small and random. What counts is the exponent between a size and the next: 0 does not grow, 1 grows in a
 straight line, 2 with the square. Memory is the peak of the process with all of PyTorch in it, so that what grows shows
-only when it is larger than that.
+only when it is larger than that. `page.py` draws what is recorded.
 """
 
 import argparse
@@ -30,8 +29,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from machine import add_record, cpu_name, peak_resident_bytes
 
-HERE = Path(__file__).resolve().parent
-
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
 """Shape of the random model, a GPTNeoX of 1,024 tokens."""
 
@@ -43,11 +40,9 @@ MEASURING = {"n_saes": 4, "n_latents": 1024, "n_tokens": 8192}
 
 
 def main() -> None:
-    """Measure every axis, and print its exponents; or draw what was recorded."""
+    """Measure every axis, and print its exponents."""
     args = parse_args()
-    if args.draw:
-        draw(json.loads(args.draw.read_text()), args.figures)
-    elif args.point:
+    if args.point:
         print(json.dumps(POINTS[args.point[0]](int(args.point[1]), args.threads)))
     else:
         axes = {name: measured(args, name) for name in args.axes}
@@ -267,7 +262,7 @@ AXES = {
     "sampling: samples": [1000, 4000, 16_000, 64_000],
     "sampling: length": [32, 64, 128, 256],
     "sampling: rows": [16, 64, 256, 1024],
-    "data: tokens": [100_000, 1_000_000, 10_000_000],
+    "data: tokens": [100_000, 1_000_000, 10_000_000, 100_000_000],
     "training: latents": [1024, 2048, 4096, 8192, 16_384],
     "training: k": [8, 16, 32, 64],
     "training: layers": [1, 2, 4],
@@ -296,38 +291,6 @@ POINTS: dict[str, Callable[[int, int], dict[str, Any]]] = {
     "matching: latents": match,
 }
 """What measures a point of each axis."""
-
-
-def draw(records: list[dict[str, Any]], folder: Path) -> None:
-    """A panel per axis: every number over the size, relative to its first, beside a straight line; each axis' last."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    found = {axis: record["results"][axis] for record in records for axis in record["results"]}
-    axes, record = {axis: found[axis] for axis in AXES if axis in found}, records[-1]
-    n_columns = 4
-    figure, panels = pyplot.subplots(
-        math.ceil(len(axes) / n_columns), n_columns, figsize=(14, 3.2 * math.ceil(len(axes) / n_columns)), squeeze=False
-    )
-    for panel in panels.flat:
-        panel.axis("off")
-    for panel, (axis, points) in zip(panels.flat, axes.items(), strict=False):
-        panel.axis("on")
-        sizes = [point["value"] for point in points]
-        panel.plot(sizes, [size / sizes[0] for size in sizes], color="0.7", linestyle="--", label="straight line")
-        for name in (name for name in points[0] if name != "value" and points[0][name]):
-            panel.plot(sizes, [point[name] / points[0][name] for point in points], marker="o", label=LABELS[name])
-        panel.set(xscale="log", yscale="log", title=axis, xlabel=axis.partition(": ")[2])
-        panel.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=30)
-        panel.minorticks_off()
-        panel.legend(fontsize=7, frameon=False)
-    figure.supylabel("times the first")
-    figure.suptitle(f"{record['device']}, {record['threads']} thread{'s' * (record['threads'] > 1)}")
-    figure.tight_layout()
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / "growth.png", dpi=100)
 
 
 LABELS = {
@@ -362,8 +325,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--record", type=Path, help="JSON file that the result is added to")
     parser.add_argument("--note", default="", help="what else has to be known of this machine, for the record")
-    parser.add_argument("--draw", type=Path, metavar="RECORD", help="draw the last result of this file instead")
-    parser.add_argument("--figures", type=Path, default=HERE / "figures", help="where drawings go")
     parser.add_argument("--point", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 

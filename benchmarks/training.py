@@ -211,6 +211,8 @@ def run_saelens(args: argparse.Namespace, mode: str, hooks: list[str], n_seeds: 
         "batch_size": args.batch_size,
         "n_steps": args.steps,
         "n_threads": args.threads,
+        "dtype": args.dtype,
+        "device": args.device,
     }
     result = call_saelens(args.saelens_env, "training_saelens.py", settings)
     return result["elapsed_sec"], result["n_tokens"]

@@ -69,7 +69,7 @@ def common(settings: dict) -> dict:
     return {
         "model_name": settings["model"],
         "model_class_name": "AutoModelForCausalLM",
-        "model_from_pretrained_kwargs": {"dtype": torch.bfloat16},
+        "model_from_pretrained_kwargs": {"dtype": getattr(torch, settings["dtype"])},
         "streaming": False,
         "context_size": settings["ctx_len"],
         "training_tokens": n_tokens(settings),
@@ -81,6 +81,7 @@ def common(settings: dict) -> dict:
         "logger": LoggingConfig(log_to_wandb=False),
         "checkpoint_path": None,
         "output_path": None,
+        "device": settings["device"],
     }
 
 

@@ -4,9 +4,9 @@ sparsify takes its Triton decoder for everything as soon as `import triton` work
 Linux wheel. Triton computes on GPUs only, so here each call decides by where its tensors are. The environment variable
 SPARSIFY_DISABLE_TRITON=1 keeps Triton out on GPUs as well, as in sparsify itself.
 
-And for the gradient of the encoder it makes a row `(d_model,)` for every active latent of every token, all of them
-before it adds them up: gigabytes that go to memory and back. On a CPU they are made and added up a few at a time, in
-the same order, so that every bit is the same.
+And its encoder makes large arrays that are read once or never: for the gradient of the weights a row `(d_model,)` for
+every active latent of every token, all of them before it adds them up. On a CPU, where each goes to memory and back,
+they are made and added up a few at a time, in the same order, and others are not made: every bit is the same.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sae_utils.dependencies import check_sparsify
 from sae_utils.memory import SHARES_AT_ONCE
@@ -34,10 +35,27 @@ __all__ = ["ForwardOutput", "Muon", "SparseCoder", "SparseCoderConfig", "TrainCo
 
 
 class EncoderInParts(FusedEncoder):
-    """sparsify's encoder with the gradient of its weights added up a few tokens at a time."""
+    """sparsify's encoder for a CPU: the same numbers from one array of `(tokens, n_latents)`, where it makes three.
+
+    One less in the forward pass, as negative activations become 0 in place, and one less in the backward pass: zeros in
+    the place of a gradient that it does not look at. Its gradient of the weights is added up a few tokens at a time.
+    """
 
     @staticmethod
-    def backward(ctx: Any, grad_values: Tensor, grad_indices: None, grad_pre_acts: Tensor) -> tuple[Tensor | None, ...]:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, k: int, activation: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Active latents' activations, which latents these are, and the activations of all."""
+        ctx.set_materialize_grads(False)
+        if activation != "topk":
+            return FusedEncoder.forward(ctx, x, weight, bias, k, activation)
+        pre_acts = functional.linear(x, weight, bias).relu_()
+        values, indices = pre_acts.topk(k, dim=-1, sorted=False)
+        ctx.save_for_backward(x, weight, bias, indices)
+        return values, indices, pre_acts
+
+    @staticmethod
+    def backward(ctx: Any, grad_values: Tensor, grad_indices: None, grad_pre_acts: None) -> tuple[Tensor | None, ...]:
         """Gradients of the arguments; those of all but the weights are sparsify's."""
         x, weight, _, indices = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]

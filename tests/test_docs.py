@@ -362,6 +362,28 @@ def test_every_benchmark_and_every_record_is_listed():
     assert records == {path.name for path in (ROOT / "benchmarks/results").glob("*.json")}
 
 
+@pytest.fixture
+def benchmark_page(monkeypatch):
+    """`benchmarks/page.py`."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    before = set(sys.modules)
+    yield importlib.import_module("page")
+    for name in set(sys.modules) & {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - before:
+        del sys.modules[name]
+
+
+def test_tables_of_benchmarks_are_made_of_the_records(benchmark_page):
+    """One that was changed by hand, or not made again after a new record, says what nobody has measured."""
+    for name, table in benchmark_page.tables().items():
+        assert benchmark_page.with_table(PAGES["benchmarks/README.md"], name, table) == PAGES["benchmarks/README.md"]
+
+
+def test_what_a_peer_does_better_stands_out(benchmark_page):
+    assert [benchmark_page.times(ratio) for ratio in (0.82, 1.0, 11.36)] == ["**0.82**", "1.0", "11.4"]
+    settings = "python benchmarks/x.py --model a/b --top_p 1.0 --early --rounds 2 --contenders ours 'bare passes'"
+    assert benchmark_page.settings_of(settings) == "`--top_p 1.0 --early`"
+
+
 def test_every_file_of_the_faults_is_listed():
     """Whoever adds a fault looks there."""
     rows = re.findall(r"^\| `(\w+\.py)` \|", PAGES["faults/README.md"], flags=re.MULTILINE)
