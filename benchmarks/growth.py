@@ -174,7 +174,7 @@ def train(name: str, value: int, threads: int) -> dict[str, Any]:
 
 
 class PassClock:
-    """Seconds in the forward passes of a model on a CPU, from now on."""
+    """Seconds in the forward passes of a model on a CPU, from now on, with what its hooks do: the SAEs' passes."""
 
     def __init__(self, model: Any) -> None:
         self.sec, self.began = 0.0, 0.0
@@ -301,7 +301,7 @@ LABELS = {
     "bytes_on_disk": "bytes on disk",
     "sec_with_rows_there": "seconds with the rows there",
     "msec_per_step": "milliseconds a step",
-    "msec_of_passes": "of these in the model's passes",
+    "msec_of_passes": "of these in passes of model and SAEs",
     "sec_of_reconstruction": "seconds of reconstruction",
     "sec_of_splicing": "seconds of cross-entropies",
     "peak_bytes": "bytes of memory",

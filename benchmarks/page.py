@@ -35,6 +35,20 @@ PEERS = {
 RATES = {"tokens_per_sec": "tok/s", "sae_tokens_per_sec": "SAE-tok/s"}
 """Names of rates in records, and their unit."""
 
+COLUMNS = {
+    "time (power)": (
+        "sec",
+        "usec_per_token",
+        "sec_of_second_run",
+        "sec_with_rows_there",
+        "msec_per_step",
+        "sec_of_reconstruction",
+        "sec_of_splicing",
+    ),
+    "memory, disk (power)": ("peak_bytes", "bytes_on_disk", "files"),
+}
+"""Columns of the table of growth, and what stands in them."""
+
 DEVICES = ("cpu", "gpu")
 """Ends of the names of records."""
 
@@ -145,14 +159,20 @@ def grown(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def growth_table(growth: dict[str, Any]) -> str:
-    """Of every axis and number: the first and the last value, and the power of the size that one grows with."""
-    lines = ["| | from, to | | first | last | power |", "|---|---|---|---|---|---|"]
+    """Of every axis its first and last size, and what each number was there, with its power of the size."""
+    lines = [f"| | from, to | {' | '.join(COLUMNS)} |", "|---|---|" + "---|" * len(COLUMNS)]
     for axis, each in growth.items():
         first, last = each["points"][0], each["points"][-1]
-        for name in (name for name in first if name != "value" and first[name] and last[name]):
-            power = math.log(last[name] / first[name]) / math.log(last["value"] / first["value"])
-            sizes = f"{axis} | {first['value']:,}, {last['value']:,}"
-            lines.append(f"| {sizes} | {LABELS[name]} | {first[name]:,} | {last[name]:,} | {power:.2f} |")
+        grown = math.log(last["value"] / first["value"])
+        cells = [
+            "; ".join(
+                f"{LABELS[name]} {a:,} to {b:,} ({math.log(b / a) / grown:.2f})"
+                for name in names
+                if (a := first.get(name)) and (b := last.get(name))
+            )
+            for names in COLUMNS.values()
+        ]
+        lines.append(f"| {axis} | {first['value']:,}, {last['value']:,} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -186,7 +186,7 @@ def flop_per_sae_token(shape: SimpleNamespace) -> float:
         trainer = SaeTrainer(config(shape, names), chunks, model, work_dir=Path(folder))
         with FlopCounterMode(display=False) as counter:
             trainer.fit()
-    return counter.get_total_flops() / (chunks.tokens.size * shape.n_seeds * len(shape.layers))
+    return counter.get_total_flops() / (len(chunks) * args.ctx_len * shape.n_seeds * len(shape.layers))
 
 
 @torch.inference_mode()

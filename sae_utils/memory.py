@@ -28,7 +28,7 @@ OUT_OF_MEMORY_WORDINGS = (
 """How a RuntimeError says that memory ran out, in lower case. A kernel that wants more shared memory than a GPU has
 ("out of resource") does so for batches of any size."""
 
-LATENT_COPIES = {"cpu": 1, "cuda": 2}
+LATENT_COPIES = 2
 """Float32 arrays of `(tokens, n_latents)` side by side in an SAE's forward pass; one of them again in its backward
 pass."""
 

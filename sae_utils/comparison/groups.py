@@ -178,7 +178,7 @@ def batch_bytes_of(
     logits = (LOGIT_SETS * itemsize + LOG_PROBABILITY_SETS * 4) * n_tokens * vocab
     pieces = PIECE_COPIES * 4 * min(logits_at_once(device), n_tokens * vocab)
     outputs = (n_layers * itemsize + DENSE_COPIES * 8) * n_tokens * d_model
-    return logits + pieces + outputs + LATENT_COPIES[device.type] * 4 * n_tokens * n_latents
+    return logits + pieces + outputs + LATENT_COPIES * 4 * n_tokens * n_latents
 
 
 def group_saes(

@@ -112,7 +112,7 @@ def estimate_pass_memory(
     dense = 4 * tokens_per_micro_batch * d_model
     one_sae = sae_bytes(d_model, n_latents)
     shares = k * dense if device.type == "cuda" else min(k * dense, 4 * max(k * d_model, SHARES_AT_ONCE))
-    one_turn = DENSE_COPIES * dense + max(LATENT_COPIES[device.type] * latents, latents + shares, one_sae)
+    one_turn = DENSE_COPIES * dense + max(LATENT_COPIES * latents, latents + shares, one_sae)
     return PassMemory(model_bytes + one_turn, one_sae * (2 + OPTIMIZER_COPIES[optimizer] + is_replicated))
 
 

@@ -67,7 +67,7 @@ def test_room_is_left_for_what_a_batch_needs(grid, monkeypatch):
     target = group.load_target()
     n_tokens, vocab = 2 * 32, len(target.tokenizer)
     logits, pieces = 2 * 4 * n_tokens * vocab, 5 * 4 * n_tokens * vocab
-    outputs, latents = (2 * 4 + 6 * 8) * n_tokens * 16, 4 * n_tokens * 48
+    outputs, latents = (2 * 4 + 6 * 8) * n_tokens * 16, 2 * 4 * n_tokens * 48
     assert group.batch_bytes(saes, target) == logits + pieces + outputs + latents
     needed = group.batch_bytes(saes, target) + 3 * (6_400 + 24_576)  # for three SAEs and their counts
     for n_bytes, n_together in ((needed - 1, 2), (needed, 3)):
