@@ -72,6 +72,22 @@ def test_gradients_in_parts_are_sparsifys_to_the_last_bit(monkeypatch, n_at_once
         assert torch.equal(ours, theirs)
 
 
+def test_parts_are_the_same_with_several_threads():
+    """Of a size at which PyTorch divides the work among them: 24 parts."""
+    torch.manual_seed(0)
+    x, weight, values = torch.randn(700, 288), torch.randn(512, 288), torch.randn(700, 64) * 1e-4
+    indices = torch.rand(700, 512).topk(64).indices
+    whole = torch.zeros_like(weight)
+    whole.index_add_(0, indices.flatten(), (values[:, :, None] * x[:, None]).flatten(0, 1))
+    n_threads = torch.get_num_threads()
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            assert torch.equal(sparse_coders.encoder_gradient(values, indices, x, weight), whole)
+    finally:
+        torch.set_num_threads(n_threads)
+
+
 def test_only_gradients_that_are_asked_for_are_computed():
     """Activations of the model ask for none, and frozen weights neither."""
     x, weight, bias = torch.ones(4, 5), torch.ones(6, 5), torch.ones(6, requires_grad=True)
