@@ -29,12 +29,16 @@ OUT_OF_MEMORY_WORDINGS = (
 ("out of resource") does so for batches of any size."""
 
 LATENT_COPIES = 2
-"""Float32 arrays of `(tokens, n_latents)` side by side in an SAE's forward pass; one of them again in its backward
-pass."""
+"""Float32 arrays of `(tokens, n_latents)` side by side in an SAE's forward pass on a GPU, and while one is measured; in
+training, one of them again in its backward pass there."""
 
 SHARES_AT_ONCE = 2**19
 """Numbers of active latents' shares of the encoder's gradient that are made on a CPU before they are added up: 2 MiB in
 float32, which caches hold."""
+
+CPU_WORKSPACE_BYTES = 90_000_000
+"""What training on a CPU takes besides: buffers of its matrix products, and gaps between arrays that the C library
+keeps in one heap. Measured, not counted: `benchmarks/results/training_memory_cpu.json`."""
 
 DENSE_COPIES = 6
 """Float32 arrays of `(tokens, d_model)`: activations, reconstructions, errors."""

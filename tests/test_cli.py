@@ -607,7 +607,7 @@ def test_what_does_not_fit_is_refused_with_what_is_needed_and_free(tiny, monkeyp
     with monkeypatch.context() as patched:
         patched.setattr(machines, "free_bytes", lambda device: 10_000)
         error = refused(capsys, train_sae.main, [*TRAIN, "--dry_run"])
-    assert "one SAE of 48 latents beside the model needs about 0.00 GB of memory on cpu, and 0.00 GB are free" in error
+    assert "one SAE of 48 latents beside the model needs about 0.09 GB of memory on cpu, and 0.00 GB are free" in error
     monkeypatch.setattr(disk, "free_disk_bytes", lambda folder: 1000)
     sample = ["--models", "./tiny", "--num_tokens", "9000", "--max_length", "40"]
     for main, argv in ((train_sae.main, TRAIN), (generate_datasets.main, sample)):

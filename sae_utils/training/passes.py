@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from sae_utils.errors import InputError
-from sae_utils.memory import DENSE_COPIES, LATENT_COPIES, SHARES_AT_ONCE, USABLE_SHARE, sae_bytes
+from sae_utils.memory import CPU_WORKSPACE_BYTES, DENSE_COPIES, LATENT_COPIES, SHARES_AT_ONCE, USABLE_SHARE, sae_bytes
 
 OPTIMIZER_COPIES = {"signum": 1, "adam": 2, "muon": 1}
 """Tensors as large as the weights that an optimizer of sparsify keeps."""
@@ -94,9 +94,9 @@ def estimate_pass_memory(
     """Memory of training.
 
     SAEs take their turns, and what one needs for a batch is gone when the next begins: in its forward pass all
-    latents of every token; in its backward pass, beside those, every active latent's share of the encoder's gradient,
-    `(tokens, k, d_model)`, on a CPU a few tokens' at a time; in the optimizer's step, once all are through, an array as
-    large as its weights.
+    latents of every token; in its backward pass, on a GPU beside those, every active latent's share of the encoder's
+    gradient, `(tokens, k, d_model)`, on a CPU a few tokens' at a time; in the optimizer's step, once all are through,
+    an array as large as its weights.
 
     Args:
         model_bytes: Weights of the target model.
@@ -111,8 +111,12 @@ def estimate_pass_memory(
     latents = 4 * tokens_per_micro_batch * n_latents
     dense = 4 * tokens_per_micro_batch * d_model
     one_sae = sae_bytes(d_model, n_latents)
-    shares = k * dense if device.type == "cuda" else min(k * dense, 4 * max(k * d_model, SHARES_AT_ONCE))
-    one_turn = DENSE_COPIES * dense + max(LATENT_COPIES * latents, latents + shares, one_sae)
+    if device.type == "cuda":
+        one_turn = max(LATENT_COPIES * latents, latents + k * dense, one_sae)
+    else:  # what an SAE has of all latents is gone before its gradient comes
+        shares = min(k * dense, 4 * max(k * d_model, SHARES_AT_ONCE))
+        one_turn = CPU_WORKSPACE_BYTES + max(latents - one_sae, shares, one_sae)
+    one_turn += DENSE_COPIES * dense
     return PassMemory(model_bytes + one_turn, one_sae * (2 + OPTIMIZER_COPIES[optimizer] + is_replicated))
 
 

@@ -38,15 +38,17 @@ def test_halves_hold_the_same_saes():
 
 
 @pytest.mark.parametrize(
-    ("n_latents", "k", "n_tokens", "one_turn"),
+    ("device", "n_latents", "k", "n_tokens", "one_turn"),
     [
-        (3, 1, 10, 6 * 80 + 2 * 120),  # the forward pass: latents twice
-        (3, 3, 10, 6 * 80 + 120 + 3 * 80),  # the backward pass: latents, and the gradients of 3 active ones
-        (100, 1, 1, 6 * 8 + 2008),  # the optimizer's step: all weights
+        ("cuda", 3, 1, 10, 6 * 80 + 2 * 120),  # the forward pass: latents twice
+        ("cuda", 3, 3, 10, 6 * 80 + 120 + 3 * 80),  # the backward pass: latents, and the gradients of 3 active ones
+        ("cuda", 100, 1, 1, 6 * 8 + 2008),  # the optimizer's step: all weights
+        ("cpu", 3, 1, 100, 6 * 800 + 90_000_000 + 1200 - 68),  # the forward pass: latents, and no gradient yet
+        ("cpu", 3, 3, 10, 6 * 80 + 90_000_000 + 3 * 80),  # the backward pass
+        ("cpu", 100, 1, 1, 6 * 8 + 90_000_000 + 2008),  # the optimizer's step
     ],
 )
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_memory_by_hand(n_latents, k, n_tokens, one_turn, device):
+def test_memory_by_hand(device, n_latents, k, n_tokens, one_turn):
     """d_model 2, all numbers of 4 bytes; an SAE of n latents has 4 n weights and n + 2 biases, held three times."""
     one_sae = 4 * (5 * n_latents + 2)
     assert sae_bytes(2, n_latents) == one_sae
@@ -63,20 +65,15 @@ def test_memory_by_hand(n_latents, k, n_tokens, one_turn, device):
     assert memory.of(2) == 1000 + one_turn + 6 * one_sae
 
 
-@pytest.mark.parametrize(("device", "shares"), [("cpu", 2**19), ("cuda", 1000 * 32 * 64)])
-def test_shares_of_the_gradient_are_few_at_a_time_on_a_cpu(device, shares):
-    """Where sparsify makes all of them first: with k 32, 8 times as much as the latents."""
-    memory = estimate_pass_memory(
-        model_bytes=0,
-        d_model=64,
-        n_latents=256,
-        k=32,
-        optimizer="signum",
-        tokens_per_micro_batch=1000,
-        device=torch.device(device),
-    )
-    latents = 4 * 1000 * 256
-    assert memory.fixed == 6 * 4 * 1000 * 64 + max(2 * latents, latents + 4 * shares)
+def test_shares_of_the_gradient_are_few_at_a_time_on_a_cpu():
+    """Where sparsify makes all of them first: 32 times what a batch has of `d_model`."""
+    shape = {"model_bytes": 0, "d_model": 64, "n_latents": 64, "k": 32, "tokens_per_micro_batch": 1000}
+    fixed = {
+        device: estimate_pass_memory(**shape, optimizer="signum", device=torch.device(device)).fixed
+        for device in ("cpu", "cuda")
+    }
+    dense, latents = 4 * 1000 * 64, 4 * 1000 * 64
+    assert fixed == {"cpu": 6 * dense + 90_000_000 + 4 * 2**19, "cuda": 6 * dense + latents + 32 * dense}
 
 
 def test_replicas_hold_gradients_twice():
