@@ -1,6 +1,7 @@
 """Small random models and tokenizers, made here, so that every test runs offline on a CPU in seconds."""
 
 import contextlib
+import importlib
 import itertools
 import os
 import re
@@ -316,3 +317,14 @@ def grid(trained_grid, tmp_path) -> Path:
     """A copy of them in the working folder."""
     shutil.copytree(trained_grid, tmp_path, dirs_exist_ok=True)
     return tmp_path
+
+
+@pytest.fixture
+def load_benchmark(monkeypatch):
+    """Imports a script of the benchmarks by its name, for one test: others have files of the same names."""
+    folder = Path(__file__).resolve().parent.parent / "benchmarks"
+    monkeypatch.syspath_prepend(str(folder))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) & {path.stem for path in folder.glob("*.py")} - before:
+        del sys.modules[name]

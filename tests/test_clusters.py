@@ -3,7 +3,6 @@
 They have nothing in common but the folders whose absolute paths they are given.
 """
 
-import importlib
 import json
 import os
 import re
@@ -199,13 +198,9 @@ def test_a_shard_that_a_folder_does_not_list_yet_is_found_by_its_name(monkeypatc
 
 
 @pytest.fixture
-def scaling(monkeypatch):
+def scaling(load_benchmark):
     """`benchmarks/scaling.py`."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    before = set(sys.modules)
-    yield importlib.import_module("scaling")
-    for name in set(sys.modules) & {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - before:
-        del sys.modules[name]
+    return load_benchmark("scaling")
 
 
 def test_what_was_counted_is_what_the_formula_says(scaling):

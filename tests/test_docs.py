@@ -363,13 +363,9 @@ def test_every_benchmark_and_every_record_is_listed():
 
 
 @pytest.fixture
-def benchmark_page(monkeypatch):
+def benchmark_page(load_benchmark):
     """`benchmarks/page.py`."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    before = set(sys.modules)
-    yield importlib.import_module("page")
-    for name in set(sys.modules) & {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - before:
-        del sys.modules[name]
+    return load_benchmark("page")
 
 
 def test_tables_of_benchmarks_are_made_of_the_records(benchmark_page):
