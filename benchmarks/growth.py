@@ -191,7 +191,7 @@ class PassClock:
 
 
 def prepare(n_tokens: int, threads: int) -> dict[str, Any]:
-    """train_sae.py from its start over a corpus of so many tokens to the end of its only step, and the next cell's."""
+    """train_sae.py from its start over a corpus of so many tokens to the end of its only step, and once more."""
     with tempfile.TemporaryDirectory() as folder:
         model, corpus = small_model(Path(folder) / "models" / "tiny"), Path(folder) / "words.txt"
         words = np.random.default_rng(0).integers(1, 1024, (-(-n_tokens // 512), 512))

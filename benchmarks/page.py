@@ -105,8 +105,8 @@ def peer_table() -> str:
                 rows["matching", "", shape, row[0], record["device"]] = row[1:]
     head = "| | peer | theirs | ours | ours is | on |\n|---|---|---|---|---|---|\n"
     return head + "".join(
-        f"| {', '.join(filter(None, (what, shape, settings)))} | {peer} | {theirs} | {ours} | {times} | {device} |\n"
-        for (what, settings, shape, peer, device), (theirs, ours, times) in rows.items()
+        f"| {', '.join(filter(None, (what, shape, settings)))} | {peer} | {theirs} | {ours} | {ratio} | {device} |\n"
+        for (what, settings, shape, peer, device), (theirs, ours, ratio) in rows.items()
     )
 
 
@@ -163,10 +163,10 @@ def growth_table(growth: dict[str, Any]) -> str:
     lines = [f"| | from, to | {' | '.join(COLUMNS)} |", "|---|---|" + "---|" * len(COLUMNS)]
     for axis, each in growth.items():
         first, last = each["points"][0], each["points"][-1]
-        grown = math.log(last["value"] / first["value"])
+        growth_of_size = math.log(last["value"] / first["value"])
         cells = [
             "; ".join(
-                f"{LABELS[name]} {a:,} to {b:,} ({math.log(b / a) / grown:.2f})"
+                f"{LABELS[name]} {a:,} to {b:,} ({math.log(b / a) / growth_of_size:.2f})"
                 for name in names
                 if (a := first.get(name)) and (b := last.get(name))
             )
