@@ -5,7 +5,8 @@
 Threads of OpenMP, which PyTorch computes with, wait for each other by turning in circles unless they are told to sleep.
 Counted are tokens per second of each of the processes that sample at the same time, in rounds that alternate.
 
-asleep           as both scripts run, OMP_WAIT_POLICY=PASSIVE
+briefly          as both scripts run, with GOMP_SPINCOUNT=1000 as well: awake for some microseconds, then asleep
+asleep           OMP_WAIT_POLICY=PASSIVE alone
 turning          as PyTorch runs if it is told nothing
 """
 
@@ -21,7 +22,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-POLICIES = {"asleep": {"OMP_WAIT_POLICY": "PASSIVE"}, "turning": {}}
+POLICIES = {
+    "briefly": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"},
+    "asleep": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "turning": {},
+}
 """What is told to each process."""
 
 SITUATIONS = {
@@ -78,7 +83,7 @@ def sampled_per_sec(args: argparse.Namespace) -> float:
 
     torch.set_num_threads(args.threads)
     device = torch.device("cpu")
-    source = load_causal_lm(args.model, device, torch.float32)
+    source = load_causal_lm(args.model, device, getattr(torch, args.dtype))
     prepare_for_sampling_(source.model)
     settings = SamplingSettings(top_p=0.9, max_length=args.length)
     time.sleep(max(0.0, float(os.environ["BUSY_BEGIN"]) - time.time()))
@@ -120,6 +125,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=256, help="tokens of a sample")
     parser.add_argument("--sec", type=float, default=20, help="seconds of every measurement")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--record", type=Path, help="JSON file that the result is added to")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)

@@ -69,7 +69,7 @@ def main() -> None:
     for _ in range(args.rounds):
         for name in args.contenders:
             speeds[name].append(measure(name, contenders[name], source, peaks))
-    report(args, source, speeds, peaks)
+    report(args, plain, source, speeds, peaks)
 
 
 def measure(name: str, run: Callable[[], int], source: LoadedModel, peaks: dict[str, int]) -> float:
@@ -206,11 +206,11 @@ def step_products_sec(source: LoadedModel, n_rows: int) -> float:
     return products_sec(source.model, lambda: run_bare(source, n_rows, 2), n_runs=5)
 
 
-def report(args: argparse.Namespace, source: LoadedModel, speeds: dict, peaks: dict) -> None:
+def report(args: argparse.Namespace, plain: LoadedModel, source: LoadedModel, speeds: dict, peaks: dict) -> None:
     """Print medians and ratios, and write them to the record."""
     medians = {name: statistics.median(each) for name, each in speeds.items()}
     bandwidth = copied_bytes_per_sec(source.model.device)
-    bound = bandwidth / bytes_per_token(source, args)
+    bound = bandwidth / bytes_per_token(plain, args)
     products_bound = args.rows * args.tokens / ((args.tokens - 1) * step_products_sec(source, args.rows))
     rows = {
         name: {

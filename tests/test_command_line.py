@@ -54,19 +54,28 @@ def test_both_scripts_have_the_same_running_flags():
         assert own | flags == own
 
 
-@pytest.mark.parametrize("told", [None, "ACTIVE"])
-def test_threads_wait_asleep_unless_told_otherwise(told, monkeypatch):
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        ({}, ["PASSIVE", "1000"]),
+        ({"GOMP_SPINCOUNT": "7"}, ["PASSIVE", "7"]),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, ["ACTIVE", "None"]),
+    ],
+)
+def test_threads_wait_asleep_unless_told_otherwise(told, found, monkeypatch):
     """OpenMP looks when PyTorch is imported, which no script may have done by then."""
-    monkeypatch.delenv(WAITING[0], raising=False)
-    if told:
-        monkeypatch.setenv(WAITING[0], told)
+    for name in WAITING:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
     code = (
         "import os, sys, generate_datasets, train_sae; from sae_utils.command_line import make_parser, run_script; "
-        "show = lambda args: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules); "
+        "names = 'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'; "
+        "show = lambda args: print(*map(os.environ.get, names), 'torch' in sys.modules); "
         "run_script(make_parser('test'), show, [], when_stopped=str)"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    assert shown.split() == [told or "PASSIVE", "False"]
+    assert shown.split() == [*found, "False"]
 
 
 def test_a_script_ends_with_one_line_when_something_has_to_be_changed(capsys):

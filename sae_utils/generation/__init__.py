@@ -18,6 +18,7 @@ from. Its files, from the whole to the parts:
     sampling          decoding texts from BOS alone
     nucleus           exact top-p choice from one uniform number
     kv_cache          key-value cache that grows in blocks
+    fused_layers      decoder layers with fewer operations between the products
     packed_attention  one new token over the cached ones, grouped heads packed
     packed_linear     weights in the layout that a CPU multiplies fastest
     quality           what a generated data set is like

@@ -76,7 +76,7 @@ def attend_by_products(query: Tensor, key: Tensor, value: Tensor, scaling: float
     query, keys, values = query.flatten(0, 1), whole_buffer(key).flatten(0, 1), whole_buffer(value).flatten(0, 1)
     logits = torch.bmm(query * scaling, keys.transpose(1, 2))  # (batch * n_kv_heads, group, capacity)
     logits[..., n_cached:] = -torch.inf
-    weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(values.dtype)
+    weights = torch.softmax(logits, dim=-1)  # computed in float32 by PyTorch's kernel, whatever the format
     return torch.bmm(weights, values).unflatten(0, (batch, n_kv_heads))
 
 

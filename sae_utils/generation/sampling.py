@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from sae_utils.devices import dtype_name
 from sae_utils.errors import InputError, NonFiniteError, remedy_for_non_finite
+from sae_utils.generation.fused_layers import fuse_layers_
 from sae_utils.generation.kv_cache import can_go_back, go_back_, make_cache
 from sae_utils.generation.nucleus import choose_among, choose_tokens
 from sae_utils.generation.packed_attention import attention_kernels, use_packed_attention_
@@ -94,11 +95,12 @@ def pace_of(device: torch.device) -> Pace:
 
 
 def prepare_for_sampling_(model: PreTrainedModel) -> None:
-    """Give a model, in place, the attention and the layout of weights that decode fastest.
+    """Give a model, in place, the attention, the layers and the layout of weights that decode fastest.
 
     What it computes stays the same up to rounding; from here on it only samples.
     """
     use_packed_attention_(model)
+    fuse_layers_(model)
     pack_linears_(model)
 
 
