@@ -121,15 +121,18 @@ def fuse_layers_(model: PreTrainedModel) -> None:
     if not can_pack(model) or model.config._attn_implementation != NAME:
         return
     for name, module in list(model.named_modules()):
-        if type(module) in FUSED and module_activation(module) in ACTIVATIONS:
+        if can_fuse(module):
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, FUSED[type(module)](module))
 
 
-def module_activation(layer: LlamaDecoderLayer | GPTNeoXLayer) -> str:
-    """transformers' name of a layer's activation."""
-    attention = layer.self_attn if isinstance(layer, LlamaDecoderLayer) else layer.attention
-    return attention.config.hidden_act
+def can_fuse(module: nn.Module) -> bool:
+    """Whether it is a layer that has a fused form, with weights as they come and an activation that oneDNN knows."""
+    if type(module) not in FUSED:
+        return False
+    attention = module.self_attn if isinstance(module, LlamaDecoderLayer) else module.attention
+    linears = [each for each in module.modules() if isinstance(each, nn.Linear)]  # quantized ones are of a class of it
+    return attention.config.hidden_act in ACTIVATIONS and all(type(linear) is nn.Linear for linear in linears)
 
 
 def rotated_by(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -17,6 +17,10 @@ needs_packing = pytest.mark.skipif(
 SMALL = {"vocab_size": 61, "num_hidden_layers": 3, "num_attention_heads": 6, "intermediate_size": 50}
 
 
+class Quantized(nn.Linear):
+    """Stands for a layer whose weight is not what it multiplies by."""
+
+
 def neox(**config) -> PreTrainedModel:
     """Pythia's architecture with biases that are not zero; a quarter of a head turns, as Pythia's do."""
     return random_weights(GPTNeoXForCausalLM(GPTNeoXConfig(hidden_size=48, **SMALL, **config)))
@@ -103,10 +107,11 @@ def test_rotation_is_that_of_transformers():
         lambda model: model.float(),
         lambda model: model.set_attn_implementation("eager"),
         lambda model: setattr(model.config, "hidden_act", "mish"),
+        lambda model: [setattr(layer.mlp, "up_proj", Quantized(48, 50)) for layer in model.base_model.layers],
     ],
 )
 def test_layers_stay_where_they_cannot_be_fused(change):
-    """Another number format, attention that someone asked for, an activation that oneDNN does not know."""
+    """Another number format, attention that was asked for, an activation that oneDNN does not know, other weights."""
     model = llama().bfloat16()
     change(model)
     fuse_layers_(model)
