@@ -142,6 +142,7 @@ def _warn_once(message: str) -> None:
 
 def _grown(buffer: Tensor, n_used: int, capacity: int) -> Tensor:
     """A larger buffer with the same beginning, zero behind it: see `packed_attention.whole_buffer`."""
-    larger = torch.zeros((*buffer.shape[:-2], capacity, buffer.shape[-1]), dtype=buffer.dtype, device=buffer.device)
+    larger = torch.empty((*buffer.shape[:-2], capacity, buffer.shape[-1]), dtype=buffer.dtype, device=buffer.device)
     larger[:, :, :n_used] = buffer[:, :, :n_used]
+    larger[:, :, n_used:] = 0
     return larger
