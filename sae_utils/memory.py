@@ -1,7 +1,9 @@
 """How much memory is free, what SAEs take of it, and how to go on where it was not enough."""
 
+import ctypes
 import gc
 import os
+import platform
 
 import psutil
 import torch
@@ -58,11 +60,15 @@ def is_out_of_memory(err: BaseException) -> bool:
 def release_memory(device: torch.device) -> None:
     """Give what nothing refers to any more back to the device, so that what comes next finds one large piece.
 
+    On a CPU, glibc would keep layers that were cut off a model in gaps of its heap, too small for an SAE's weights.
+
     After an exception this belongs behind the `except` block: inside it, the exception still holds what ran out.
     """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def free_bytes(device: torch.device) -> int | None:

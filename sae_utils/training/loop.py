@@ -97,6 +97,7 @@ def load_target(cell: Cell, machines: Machines) -> PreTrainedModel:
     """
     model = load_trunk(cell.target.reference, machines.device, cell.target.dtype)
     cut_after_(model, max(cell.settings.layers))
+    release_memory(machines.device)
     if machines.workers.n > 1:
         found = fingerprint_trunk(model, max(cell.settings.layers))
         machines.workers.check_alike(f"the model {cell.target.reference}", found)
