@@ -14,9 +14,6 @@ that is done before and not counted.
 
 import argparse
 import contextlib
-import ctypes
-import gc
-import platform
 import shlex
 import statistics
 import sys
@@ -38,6 +35,7 @@ from sae_utils.generation.kv_cache import make_cache
 from sae_utils.generation.packed_attention import attention_kernels, use_packed_attention_
 from sae_utils.generation.sample_memory import kv_bytes_per_token
 from sae_utils.generation.sampling import SamplingSettings, pace_of, prepare_for_sampling_, sample_tokens
+from sae_utils.memory import release_memory
 from sae_utils.models import LoadedModel, load_causal_lm
 from sae_utils.records import versions
 
@@ -75,13 +73,12 @@ def main() -> None:
 def measure(name: str, run: Callable[[], int], source: LoadedModel, peaks: dict[str, int]) -> float:
     """Tokens per second of one run; the memory it takes beside the weights, at most, goes to `peaks`."""
     is_cuda = source.model.device.type == "cuda"
-    gc.collect()
+    release_memory(source.model.device)
     if is_cuda:
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
     else:
-        give_back_freed_memory()
         before = psutil.Process().memory_info().rss
     with resident_peak() as resident:
         start = time.perf_counter()
@@ -93,12 +90,6 @@ def measure(name: str, run: Callable[[], int], source: LoadedModel, peaks: dict[
     peaks[name] = max(peaks.get(name, 0), peak - before)
     print(f"{name}: {speed:,.0f} tok/s, {peaks[name] / 1e9:.2f} GB", flush=True)
     return speed
-
-
-def give_back_freed_memory() -> None:
-    """Let the C library return to the system what it keeps for later, so that it is not counted for the next run."""
-    if platform.system() == "Linux":
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @contextlib.contextmanager
