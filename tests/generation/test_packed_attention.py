@@ -47,6 +47,15 @@ def test_bfloat16_errs_no_more_than_the_format_does():
     assert (output.double() - exact(query, key, value)).abs().max() < 0.02
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_softmax_is_computed_in_float32_and_rounded_once(dtype):
+    """As transformers' own attention does it, with an array in float32; PyTorch's kernel needs none."""
+    torch.manual_seed(0)
+    logits = (torch.randn(6, 3, 100) * 5).to(dtype)
+    logits[..., 60:] = -torch.inf
+    assert torch.equal(torch.softmax(logits, dim=-1), torch.softmax(logits.float(), dim=-1).to(dtype))
+
+
 def test_only_views_of_a_buffer_are_widened():
     filled = cached(2, 32, 5, torch.float32)
     assert whole_buffer(filled).shape == (5, 2, 32, 8)
