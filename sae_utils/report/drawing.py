@@ -1,6 +1,7 @@
 """How figures look and how they are stored: colours, type, and SVG that a page can hold in light and in dark.
 
-Matplotlib's object interface only: nothing global is set, no window is opened. The same figure gives the same bytes.
+Matplotlib's object interface only: nothing global is set, no window is opened. The same figure gives the same bytes, also
+on processors whose arithmetic differs in the last bit.
 """
 
 import io
@@ -14,6 +15,7 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
@@ -114,6 +116,22 @@ class Chart:
     """Most panels side by side in the files."""
 
 
+class RoundedLayout(ConstrainedLayoutEngine):
+    """Constrained layout to a millionth of the figure's size.
+
+    Positions depend on logarithms and powers of tick values, whose last bit NumPy computes otherwise with AVX-512 than
+    without, and an SVG names its clip paths by a hash of all their digits.
+    """
+
+    def execute(self, fig: Figure):
+        """Lay out a figure; returns its layout grids, as the parent does."""
+        grids = super().execute(fig)
+        for ax in fig.axes:
+            ax.set_position([round(each, 6) for each in ax.get_position(original=True).bounds])
+            ax.set_in_layout(True)  # it was taken out by giving it a position, and is laid out anew for the next file
+        return grids
+
+
 def save_chart(chart: Chart, folder: Path) -> list[Path]:
     """Write a chart as `<name>.png`, 200 dots per inch, and `<name>.svg`; the paths of both."""
     paths = [folder / f"{chart.name}.png", folder / f"{chart.name}.svg"]
@@ -132,7 +150,7 @@ def inline_svg(panel: Panel, name: str) -> str:
         name: Unique in the page; every id inside begins with it.
     """
     with rc_context(STYLE | {"svg.hashsalt": name}):
-        figure = Figure(figsize=panel.size, layout="constrained")
+        figure = Figure(figsize=panel.size, layout=RoundedLayout())
         panel.draw(figure.subplots())
         stored = io.StringIO()
         figure.savefig(stored, format="svg", transparent=True, metadata={"Date": None})
@@ -155,9 +173,9 @@ def _compose(chart: Chart) -> Figure:
     n_keys = _keys_per_line(chart.legend, width * n_columns)
     legend_height = 0.17 + 0.18 * -(-len(chart.legend) // n_keys) if chart.legend else 0.0
     figure = Figure(
-        figsize=(width * n_columns, max(height, tallest + 0.3) * n_rows + legend_height), layout="constrained"
+        figsize=(width * n_columns, max(height, tallest + 0.3) * n_rows + legend_height),
+        layout=RoundedLayout(w_pad=0.06, h_pad=0.06, wspace=0.04, hspace=0.04),
     )
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06, wspace=0.04, hspace=0.04)
     axes = figure.subplots(n_rows, n_columns, squeeze=False).flatten()
     for ax, panel in zip(axes, chart.panels, strict=False):
         panel.draw(ax)

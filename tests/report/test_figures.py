@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from report_fixture import edit_metrics, write_results
 
 from sae_utils.errors import InputError, MissingInputError
@@ -61,6 +62,25 @@ def test_the_same_results_give_the_same_bytes(tmp_path):
     again = tmp_path / "second/results"
     pairs = list(zip(write_figures(first), write_figures(again), strict=True))
     assert pairs and all(a.name == b.name and a.read_bytes() == b.read_bytes() for a, b in pairs)
+
+
+def test_positions_that_differ_in_the_last_bit_give_the_same_bytes(tmp_path, monkeypatch):
+    """As processors with and without AVX-512 have them."""
+    panels = [Panel(title, lambda ax: ax.loglog([1, 30], [2, 3000]), "words") for title in ("one", "two")]
+    lay_out = ConstrainedLayoutEngine.execute
+
+    def elsewhere(engine, figure):
+        grids = lay_out(engine, figure)
+        for ax in figure.axes:
+            ax.set_position([np.nextafter(each, 1) for each in ax.get_position(original=True).bounds])
+        return grids
+
+    here = [inline_svg(panels[0], "one"), *(path.read_bytes() for path in save_chart(Chart("two", panels), tmp_path))]
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", elsewhere)
+    assert here == [
+        inline_svg(panels[0], "one"),
+        *(path.read_bytes() for path in save_chart(Chart("two", panels), tmp_path)),
+    ]
 
 
 def test_a_larger_grid_has_a_panel_for_each_comparison_or_target_and_layer(tmp_path):
