@@ -71,7 +71,7 @@ class Sample:
 
 @dataclass
 class Pace:
-    """How a device likes to be driven. What is sampled does not depend on it, but for what `is_cache_whole` says."""
+    """How a device likes to be driven. It shows in samples by rounding alone: `is_cache_whole`, `least_rows`."""
 
     look_every: int
     """Steps between two looks at what was sampled. A GPU runs ahead of the host as long as the host does not look."""
@@ -85,11 +85,15 @@ class Pace:
     """Make room in the cache for `max_length` tokens at once; where attention takes whole buffers, as on a CPU, their
     size shows in how it rounds."""
 
+    least_rows: int = 1
+    """Rows that a batch never has fewer of, so that what a row is rounded to is the same in every batch."""
+
 
 def pace_of(device: torch.device) -> Pace:
     """What suits a device, to begin with."""
     if device.type == "cpu":
-        return Pace(look_every=1, n_candidates=None, is_cache_whole=False)
+        # A matrix times one vector has a kernel of its own there, which rounds bfloat16 otherwise.
+        return Pace(look_every=1, n_candidates=None, is_cache_whole=False, least_rows=2)
     # One wide nucleus among the rows of a block is enough to decode it again: few candidates cost more than many.
     return Pace(look_every=16, n_candidates=4096, is_cache_whole=True)
 
@@ -149,17 +153,18 @@ class Batch:
     def __init__(
         self, source: LoadedModel, sample_ids: Sequence[int], settings: SamplingSettings, pace: Pace, *, is_fixed: bool
     ) -> None:
-        n, longest, device = len(sample_ids), settings.max_length, source.model.device
+        n, longest, device = max(len(sample_ids), pace.least_rows), settings.max_length, source.model.device
         self.source, self.settings, self.pace, self.is_fixed = source, settings, pace, is_fixed
         self.sample_ids = sample_ids
-        self.uniforms = torch.from_numpy(sample_uniforms(settings.seed, sample_ids, longest - 1)).to(device)
+        drawn = sample_uniforms(settings.seed, sample_ids, longest - 1)
+        self.uniforms = torch.from_numpy(np.resize(drawn, (n, longest - 1))).to(device)
         self.eos_ids = torch.tensor(source.eos_ids, dtype=torch.int32, device=device)
         self.tokens = torch.full((n, longest), source.bos_id, dtype=torch.int32, device=device)
         self.nll = torch.zeros((n, longest), device=device)
         self.lengths = torch.full((n,), longest, device=device)
         self.rows = torch.arange(n, device=device)  # samples that are still in the batch
-        self.is_live = torch.ones_like(self.rows, dtype=torch.bool)  # of these rows
-        self.n_live = n
+        self.is_live = self.rows < len(sample_ids)  # of these rows; the others repeat samples to fill the batch
+        self.n_live = len(sample_ids)
         self.position = 1  # of the next token
         self.cache = make_cache(source.model.config, longest if pace.is_cache_whole else None)
         if pace.n_candidates is not None and not can_go_back(self.cache):
@@ -188,8 +193,9 @@ class Batch:
         ends = torch.where(is_ending, self.position + n_added, self.lengths[self.rows])
         self.lengths[self.rows] = ends
         self.position, self.is_live, self.n_live = stop, is_live, n_live
-        if not self.is_fixed and len(self.rows) - n_live >= COMPACT_SHARE * len(self.rows):
-            self._drop_ended_rows()
+        n_kept = max(n_live, self.pace.least_rows)
+        if not self.is_fixed and len(self.rows) - n_kept >= COMPACT_SHARE * len(self.rows):
+            self._drop_ended_rows(n_kept)
         return n_tokens
 
     def decode(self, stop: int, n_candidates: int | None) -> Tensor:
@@ -244,11 +250,12 @@ class Batch:
         """What was sampled, cut to its length."""
         units = (self.nll.double() / NLL_UNIT).round().int().cpu().numpy()
         ids = self.tokens.cpu().numpy()
-        return [Sample(ids[i, :end].copy(), units[i, :end].copy()) for i, end in enumerate(self.lengths.tolist())]
+        ends = self.lengths[: len(self.sample_ids)].tolist()
+        return [Sample(ids[i, :end].copy(), units[i, :end].copy()) for i, end in enumerate(ends)]
 
-    def _drop_ended_rows(self) -> None:
-        """Leave only live rows in the batch."""
+    def _drop_ended_rows(self, n_kept: int) -> None:
+        """Leave so many rows in the batch, the live ones first."""
         if self.n_live:
-            keep = self.is_live.nonzero().squeeze(-1)
+            keep = torch.argsort(~self.is_live, stable=True)[:n_kept]
             self.cache.batch_select_indices(keep)
             self.rows, self.is_live = self.rows[keep], self.is_live[keep]

@@ -1,7 +1,7 @@
 """How figures look and how they are stored: colours, type, and SVG that a page can hold in light and in dark.
 
-Matplotlib's object interface only: nothing global is set, no window is opened. The same figure gives the same bytes, also
-on processors whose arithmetic differs in the last bit.
+Matplotlib's object interface only: nothing global is set, no window is opened. The same figure gives the same bytes,
+also on processors whose arithmetic differs in the last bit.
 """
 
 import io
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -123,7 +124,7 @@ class RoundedLayout(ConstrainedLayoutEngine):
     without, and an SVG names its clip paths by a hash of all their digits.
     """
 
-    def execute(self, fig: Figure):
+    def execute(self, fig: Figure) -> dict[Any, Any] | None:
         """Lay out a figure; returns its layout grids, as the parent does."""
         grids = super().execute(fig)
         for ax in fig.axes:

@@ -65,6 +65,24 @@ def test_batch_size_does_not_change_samples(neox, batch_size, dtype):
     assert all(np.array_equal(a.ids, b.ids) for a, b in zip(together, pieces, strict=True))
 
 
+@pytest.mark.parametrize(("n_short", "is_fixed"), [(0, False), (0, True), (1, False), (4, False)])
+def test_a_row_is_never_decoded_alone_on_a_cpu(llama, n_short, is_fixed):
+    """Some round a product with one row otherwise in bfloat16, and the last text of a batch would be another."""
+    source = load(llama, torch.float64)
+    settings = SamplingSettings(seed=3, temperature=1.3, top_p=0.95, max_length=60)
+    together = sample_tokens(source, range(40), settings)
+    by_length = sorted(range(40), key=lambda sample_id: len(together[sample_id].ids))
+    sample_ids = [*by_length[:n_short], by_length[-1]]
+    n_rows, counted, forward = [], [], source.model.forward
+    source.model.forward = lambda **inputs: n_rows.append(len(inputs["input_ids"])) or forward(**inputs)
+    samples = sample_tokens(source, sample_ids, settings, is_fixed=is_fixed, on_tokens=counted.append)
+    assert n_rows[0] == max(2, n_short + 1) and n_rows[-1] == min(n_rows) == 2
+    assert sum(counted) == sum(len(sample.ids) for sample in samples)
+    expected = [together[sample_id].ids.tolist() for sample_id in sample_ids]
+    assert [sample.ids.tolist() for sample in samples] == expected
+    assert n_short == 0 or len(expected[n_short - 1]) < len(expected[-1]), "the test needs a row that is left"
+
+
 GPU_PACE = pace_of(torch.device("cuda"))
 
 
