@@ -20,6 +20,11 @@ from sae_utils.training.passes import Pass
 
 OVERWRITE_REMEDY = "give --overwrite to train it anew, or another --checkpoint_dir"
 
+OTHER_SOURCE = (
+    "the data set is not the one it was trained on: it was changed, or more or less of a corpus is taken than then, "
+    "which --text_tokens says and otherwise the smallest generated data set"
+)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -63,7 +68,7 @@ def next_job(
         return None
     if begun is None:
         return _jobs_of(missing)[0]
-    check_same_settings(_shared(begun["settings"]), _shared(identity), where=folders.work_dir, remedy=OVERWRITE_REMEDY)
+    _check_same(begun["settings"], identity, folders.work_dir)
     job = Job(tuple(begun["settings"]["layers"]), tuple(begun["seeds"]))
     if not any(seed in missing and set(job.layers) & set(missing[seed]) for seed in job.seeds):
         raise InputError(
@@ -156,6 +161,17 @@ def _missing(
     return {seed: layers for seed, layers in missing.items() if layers}
 
 
+def _check_same(before: Mapping[str, Any], identity: Mapping[str, Any], where: Path) -> None:
+    """Refuse to go on with what was made with other settings, or of another data set, whose hash says little.
+
+    Raises:
+        InputError: If a setting differs.
+    """
+    is_other_source = before["source_fingerprint"] != identity["source_fingerprint"]
+    remedy = f"{OTHER_SOURCE}; {OVERWRITE_REMEDY}" if is_other_source else OVERWRITE_REMEDY
+    check_same_settings(_shared(before), _shared(identity), where=where, remedy=remedy)
+
+
 def _jobs_of(missing: Mapping[int, tuple[int, ...]]) -> list[Job]:
     """Seeds that lack the same layers together; of each seed, the layers it lacks."""
     lacks = dict.fromkeys(missing.values())
@@ -170,7 +186,7 @@ def _missing_layers(folders: CellFolders, identity: Mapping[str, Any], seed: int
     """
     folder = folders.seed_dir(seed)
     for run in _runs(folder):
-        check_same_settings(_shared(run["settings"]), _shared(identity), where=folder, remedy=OVERWRITE_REMEDY)
+        _check_same(run["settings"], identity, folder)
     there = finished_layers(folders, seed)
     return tuple(layer for layer in identity["layers"] if layer not in there)
 

@@ -205,7 +205,8 @@ def test_changed_text_is_not_trained_on_as_if_it_were_the_same(tiny, capsys):
     train_sae.main(argv)
     Path("prose.txt").write_text("the quick brown dog jumps over the lazy fox\n" * 400)
     capsys.readouterr()
-    assert "source_fingerprint was" in refused(capsys, train_sae.main, argv)
+    said = refused(capsys, train_sae.main, argv)
+    assert "source_fingerprint was" in said and "more or less of a corpus is taken than then" in said
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from sae_utils.training.passes import Pass
 from sae_utils.training.remaining import Job, jobs_from_nothing, next_job, write_plan
 
 CELL = CellFolders(Path("checkpoints"), "tiny", "prose")
-IDENTITY = {"k": 4, "lr": None, "layers": [7, 15]}
+IDENTITY = {"source_fingerprint": "one", "k": 4, "lr": None, "layers": [7, 15]}
 
 
 def write_finished(seed: int, name: str = "run.json", **changes) -> None:
@@ -65,8 +65,19 @@ def test_other_settings_on_disk_are_refused():
     with pytest.raises(InputError, match=r"prose.unfinished was made with other settings: k was 4 and is now 5"):
         next_job(CELL, IDENTITY | {"k": 5}, range(1))
     write_finished(0, k=6)
-    with pytest.raises(InputError, match=r"prose_seed_0 was made with other settings: k was 6 and is now 4"):
+    with pytest.raises(InputError, match=r"prose_seed_0 was made with other settings: k was 6 and is now 4; give"):
         next_job(CELL, IDENTITY, range(1))
+
+
+@pytest.mark.parametrize("make", [lambda: begin((7, 15), (0,)), lambda: write_finished(0)])
+def test_another_data_set_is_refused_with_what_may_have_changed(make):
+    """Of the hash of a corpus nobody sees that a smaller data set beside it made it shorter."""
+    make()
+    wanted = (
+        r"source_fingerprint was 'one' and is now 'two'; the data set is not the one .*--text_tokens.*; give --over"
+    )
+    with pytest.raises(InputError, match=wanted):
+        next_job(CELL, IDENTITY | {"source_fingerprint": "two"}, range(1))
 
 
 def test_a_folder_that_is_not_ours_is_refused():
