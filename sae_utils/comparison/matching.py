@@ -51,8 +51,9 @@ N_ADDED_PER_ROW = 8
 DENSER_THAN = 256
 """Where more than one in so many cosines needs a second look, a product of whole rows is the faster way to it."""
 
-GATHERED_PAIRS = 2**14
-"""Pairs whose cosines are computed one by one at a time: 134 MB each for the two at 2,048 dimensions."""
+GATHERED_NUMBERS = 2**20
+"""Numbers in the rows whose cosines are computed pair by pair, at a time: 4 MB in float32, for which a C library finds
+room between others where larger arrays leave gaps."""
 
 
 @dataclass(frozen=True)
@@ -247,8 +248,9 @@ def _contradictions(
 
 def _cosines_of_pairs(a: Tensor, b: Tensor, keys: Tensor) -> np.ndarray:
     """Cosines of some pairs."""
-    pieces = [(a[piece // len(b)] * b[piece % len(b)]).sum(dim=1) for piece in keys.split(GATHERED_PAIRS)]
-    return torch.cat(pieces).cpu().numpy()
+    pieces = keys.split(max(1, GATHERED_NUMBERS // a.shape[1]))
+    cosines = [(a[piece // len(b)] * b[piece % len(b)]).sum(dim=1) for piece in pieces]
+    return torch.cat(cosines).cpu().numpy()
 
 
 def _keys(n: int, start: int, columns: Tensor) -> Tensor:
