@@ -75,7 +75,8 @@ def steps(args: argparse.Namespace, model: Path) -> dict[str, list[str]]:
     train += ["--datasets_dir", datasets, "--num_latents", str(args.latents), "--ctx_len", str(args.max_length)]
     train += ["--layers", *map(str, args.layers), "--num_seeds", str(args.seeds), "--max_tokens", str(args.tokens)]
     train += ["--eval_tokens", str(args.eval_tokens), "--random_tokens", str(args.eval_tokens)]
-    train += ["--batch_size", "4", "--save_every", "10", "--wandb_mode", "disabled", "--optimizer", args.optimizer]
+    train += ["--batch_size", "4", "--save_every", str(args.save_every), "--wandb_mode", "disabled"]
+    train += ["--optimizer", args.optimizer]
     train += ["--checkpoint_dir", str(args.folder / "checkpoints"), "--results_dir", str(args.folder / "results")]
     common = ["--device", "cpu", "--dtype", args.dtype, "--quiet"]
     return {"sampling": [*sample, *common], "training": [*train, *common], "comparison": [*train, *common]}
@@ -191,6 +192,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=100_000, help="tokens that SAEs are trained on, at most")
     parser.add_argument("--eval_tokens", type=int, default=1024, help="tokens that are held out, and random ones")
+    parser.add_argument("--save_every", type=int, default=10, help="steps between checkpoints; writing them takes time")
     parser.add_argument("--optimizer", choices=["signum", "adam", "muon"], default="signum")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--note", default="", help="what else went on, for the record")
