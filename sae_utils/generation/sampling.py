@@ -256,6 +256,6 @@ class Batch:
     def _drop_ended_rows(self, n_kept: int) -> None:
         """Leave so many rows in the batch, the live ones first."""
         if self.n_live:
-            keep = torch.argsort(~self.is_live, stable=True)[:n_kept]
+            keep = torch.argsort(self.is_live.int(), descending=True, stable=True)[:n_kept]  # GPUs may not sort bool
             self.cache.batch_select_indices(keep)
             self.rows, self.is_live = self.rows[keep], self.is_live[keep]
