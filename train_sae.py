@@ -513,6 +513,7 @@ def work_of_grid(
                 layers=settings.layers,
                 d_model=target.d_model,
                 n_latents=target.n_latents,
+                k=settings.k,
                 ctx_len=settings.ctx_len,
                 batch_size=args.batch_size,
                 n_saes=len(members) * n_of_cell,

@@ -25,7 +25,7 @@ from peaks import DiskPeak, MemoryPeak
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import generate_datasets
 import train_sae
-from sae_utils.comparison.cost import REPORT_BYTES, comparison_bytes, work_sec
+from sae_utils.comparison.cost import comparison_bytes, work_sec
 from sae_utils.devices import choose_dtype
 from sae_utils.disk import DiskUse
 from sae_utils.distributed import Workers
@@ -145,7 +145,7 @@ def of_comparison(flags: list[str]) -> tuple[dict, Path]:
     args = train_sae.build_parser().parse_args(flags)
     train_sae.split_folders(args)
     (work,) = train_sae.work_of_grid(cells_of(args), range(args.num_seeds), CPU, args)
-    n_bytes = work.result_bytes + REPORT_BYTES
+    n_bytes = work.result_bytes
     numbers = {"sec": work_sec(work, args.results_dir, CPU), "memory_bytes": comparison_bytes(work)}
     return numbers | {"disk_peak_bytes": n_bytes, "disk_final_bytes": n_bytes}, args.results_dir
 

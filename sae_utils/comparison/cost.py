@@ -34,17 +34,29 @@ BLOCKS = 4
 DICTIONARY_COPIES = 4
 """Of a matching: the rows of both as they are, and with norm 1."""
 
-LATENT_BYTES = 36
-"""Of an SAE in the results, for each latent: how often and how strongly it fires, on random tokens, too."""
+LATENT_BYTES = 8
+"""Of an SAE in the results, for each latent: how strongly it fires, and how often on random tokens; how often on the
+tokens of a source is 4 more for each. Files are compressed, but such numbers hardly are."""
 
-FEATURE_BYTES = 4_100
-"""Of an SAE in `features.json`, for each of at most `N_SHOWN` latents that are shown: its contexts, about."""
+PAIR_BYTES = 28
+"""Of a pair in the results, for each latent: its partner, cosines, correlations; and its share of their floor."""
 
-PAIR_BYTES = 24
-"""Of a pair in the results, for each latent: its partner, cosines, correlations."""
+RECORD_BYTES = 13_500
+"""Of an evaluation or a pair in `metrics.json` and `metrics.csv` together, about: 13 to 16 kB in studies of 4 to 210
+SAEs."""
 
-REPORT_BYTES = 2_500_000
-"""Page, figures and tables, about."""
+FEATURE_BYTES = 8_000
+"""Of a latent that is shown in `features.json` with all of its contexts, about."""
+
+CONTEXTS_HALF = 1.5
+"""Times that a latent of the average fires on held-out tokens where those that are shown have half of their contexts,
+about."""
+
+PAGE_SHARE = 0.16
+"""Of the contexts in `features.json`, what the page or the files beside it take for them, compressed."""
+
+REPORT_BYTES, REPORT_BYTES_PER_SAE = 650_000, 15_000
+"""Figures and the page without features, about: of any study, and for each SAE."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,9 @@ class Work:
 
     n_latents: int
     """Of each SAE; the most if they differ."""
+
+    k: int
+    """Active latents per token; the most if they differ."""
 
     ctx_len: int
     """Tokens per sequence."""
@@ -113,9 +128,14 @@ class Work:
 
     @property
     def result_bytes(self) -> int:
-        """Files of the results, but for page and figures."""
+        """Files of the results, with page and figures, about."""
         arrays = LATENT_BYTES * self.n_saes + 4 * self.n_evaluations + PAIR_BYTES * self.n_pairs
-        return self.n_latents * arrays + self.n_saes * FEATURE_BYTES * min(N_SHOWN, self.n_latents)
+        records = RECORD_BYTES * (self.n_evaluations + self.n_pairs)
+        n_fired = self.n_eval_tokens * self.k / self.n_latents  # times, by a latent of the average
+        of_feature = FEATURE_BYTES * n_fired / (n_fired + CONTEXTS_HALF)
+        features = self.n_saes * min(N_SHOWN, self.n_latents) * of_feature
+        report = REPORT_BYTES + REPORT_BYTES_PER_SAE * self.n_saes + PAGE_SHARE * features
+        return round(self.n_latents * arrays + records + features + report)
 
 
 def work_of_saes(
@@ -142,6 +162,7 @@ def work_of_saes(
                 layers=tuple(sorted({sae.layer for sae in members})),
                 d_model=members[0].record["d_model"],
                 n_latents=max(sae.record["n_latents"] for sae in members),
+                k=max(sae.record["k"] for sae in members),
                 ctx_len=ctx_len,
                 batch_size=batch_size,
                 n_saes=len(members),
@@ -197,5 +218,5 @@ def describe_work(work: Work, folder: Path, device: torch.device) -> str:
     memory = "" if work.fixed_bytes is None else f", {comparison_bytes(work) / GB:.2f} GB of memory"
     return (
         f"comparison of {work.n_saes:,} SAEs of {work.target}, {work.n_evaluations:,} times on a source: {how_long}"
-        f"{memory}, {describe_bytes(work.result_bytes + REPORT_BYTES)} on disk"
+        f"{memory}, {describe_bytes(work.result_bytes)} on disk"
     )

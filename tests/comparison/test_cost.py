@@ -74,3 +74,10 @@ def test_a_matching_of_full_size_takes_what_was_measured():
     """5.8 GB with PyTorch's own 0.4, by `benchmarks/results/matching_cpu.json`, which holds decoders alone."""
     decoders_only = matching_bytes(2048, 40_960) - 2 * 4 * (2048 * 40_960 + 40_960 + 2048)
     assert decoders_only + 4e8 == pytest.approx(5.8e9, rel=0.1)
+
+
+def test_files_take_about_what_is_foretold(grid):
+    """Of so small SAEs with so short contexts a third less; larger ones: `benchmarks/results/cost_model_cpu.json`."""
+    (work,) = planned_work(n_random())
+    taken = sum(path.stat().st_size for path in Path("results").rglob("*") if path.is_file())
+    assert work.result_bytes == pytest.approx(taken, rel=0.35)
