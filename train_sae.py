@@ -17,6 +17,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # their import takes seconds, which --help does not need
     import torch
 
     from sae_utils.comparison.cost import Work
+    from sae_utils.comparison.groups import ComparisonSettings
     from sae_utils.comparison.results import Results
     from sae_utils.comparison.trained import Damaged, TrainedSae
     from sae_utils.distributed import Workers
@@ -33,7 +35,9 @@ if TYPE_CHECKING:  # their import takes seconds, which --help does not need
     from sae_utils.sources.labelled import LabelledTexts
     from sae_utils.sources.packs import Packs
     from sae_utils.training.cells import Cell
+    from sae_utils.training.folders import Checkpoints
     from sae_utils.training.grid import GridChoice
+    from sae_utils.training.machines import Machines
     from sae_utils.training.settings import TrainingSettings
     from sae_utils.training.wandb_login import Tracking
 
@@ -324,33 +328,16 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
         InputError: If a setting or an input has to be changed.
     """
     from sae_utils.comparison.across import sum_up
-    from sae_utils.comparison.coactivation import compare_codes
-    from sae_utils.comparison.cost import describe_work, work_of_saes, work_sec
-    from sae_utils.comparison.features import describe_features
-    from sae_utils.comparison.groups import ComparisonSettings, group_saes
-    from sae_utils.comparison.lookahead import look_ahead
-    from sae_utils.comparison.measuring import measure, read_known
-    from sae_utils.comparison.merging import take_over, told_apart
-    from sae_utils.comparison.pairs import count_by_size, count_by_target, describe_pairs, match_pairs
-    from sae_utils.comparison.speed import timed_work
-    from sae_utils.comparison.stability import measure_stability
-    from sae_utils.comparison.trained import check_none_left_out, find_all_trained, find_trained
-    from sae_utils.comparison.whereabouts import Whereabouts, find_sources_of
-    from sae_utils.devices import choose_dtype
-    from sae_utils.rates import describe_total, tidy_rates
+    from sae_utils.comparison.groups import ComparisonSettings
+    from sae_utils.comparison.trained import check_none_left_out, find_trained
+    from sae_utils.comparison.whereabouts import Whereabouts
+    from sae_utils.rates import tidy_rates
     from sae_utils.shared_folders import check_shared
-    from sae_utils.sharing.download import fetch, find_shared
     from sae_utils.sharing.upload import find_push
     from sae_utils.sources.labelled import find_labelled
-    from sae_utils.training.extension import check_can_extend
-    from sae_utils.training.folders import Checkpoints
-    from sae_utils.training.grid import describe_grid, plan_grid
     from sae_utils.training.loop import train_grid
-    from sae_utils.training.machines import check_shares, find_machines
-    from sae_utils.training.room import check_room, describe_room
-    from sae_utils.training.status import describe_status, training_sec
+    from sae_utils.training.room import check_room
     from sae_utils.training.timed_pass import time_training
-    from sae_utils.training.variants import name_variants
     from sae_utils.training.wandb_login import find_tracking
 
     # 0. Folders, W&B and the hub: what cannot work there is said before anything is loaded.
@@ -358,90 +345,204 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
     names = args.wandb_mode, args.project_name, args.entity
     tracking = workers.agree(find_tracking(*names) if workers.is_main else None)
     push = find_push(args.push_to_hub, is_public=args.public, is_plan=args.dry_run) if workers.is_main else None
-
-    where = Whereabouts(
-        args.datasets_dir, packs_of(args), whole_names(args, args.target_models), tuple(args.text_datasets)
-    )
+    packs, targets = packs_of(args), whole_names(args, args.target_models)
+    where = Whereabouts(args.datasets_dir, packs, targets, tuple(args.text_datasets))
     comparison = ComparisonSettings(where, device, args.batch_size, args.random_tokens, quiet=args.quiet)
-    amounts = {"batch_size": args.batch_size, "n_random_tokens": args.random_tokens}
-    labelled = find_labelled(args.probe_datasets if workers.is_main else (), where.packs)
-    damaged: list[Damaged] = []
+    labelled = find_labelled(args.probe_datasets if workers.is_main else (), packs)
 
     # 1. Plan: find models and data sets, pack the tokens, and give every cell of the grid the same budget.
-    if args.eval_only:
-        folders = [args.checkpoint_dir, *args.other_checkpoint_dirs]
-        found, damaged = find_all_trained(*folders)
-        saes = told_apart(found)
-        plan = f"{len(saes)} finished SAEs in {', '.join(map(str, folders))}"
-        pairs = count_by_size(saes, args.pairs)
-        works = work_of_saes(saes, count_by_target(saes, args.pairs), **amounts)
-        there = dict.fromkeys(sae.folder.parent for sae in found)
-        finished = [folder for folder in there if folder.parent == args.checkpoint_dir]
-    else:
-        choice, settings = grid_choice(args), training_settings(args)
-        checkpoints = Checkpoints(args.checkpoint_dir, args.save_every, args.overwrite, args.keep_state)
-        if args.keep_state:
-            check_can_extend(settings)
-        distribution = {"distribute_modules": args.distribute_modules}
-        check_shares(settings.batch_size, len(settings.layers), workers.n, **distribution)
-        for shared in find_shared(args.source_models) if workers.is_main else ():
-            fetch(shared, args.datasets_dir, quiet=args.quiet)
-        dtype, is_plan = choose_dtype(args.dtype, device), args.dry_run
-        cells = plan_grid(choice, settings, dtype, device, workers, args.hookpoint, is_plan=is_plan)
-        cells = name_variants(cells, checkpoints, workers, keep_at=args.keep_at)
-        machines = find_machines(device, workers, **distribution)
-        plan = describe_grid(cells, choice.seeds, machines, checkpoints)
-        pairs = pairs_of_grid(cells, choice.seeds, args.pairs)
-        works = work_of_grid(cells, choice.seeds, device, args)
-        finished = [checkpoints.of(cell).seed_dir(seed) for cell in cells for seed in choice.seeds]
+    plan = plan_finished(args) if args.eval_only else plan_training(args, device, workers)
     if workers.is_main and (args.dry_run or not args.quiet):
-        print(plan, flush=True)
-    if args.time_steps and not args.eval_only:
-        time_training(cells, choice.seeds, machines, checkpoints)
-    if workers.is_main and args.dry_run and not args.eval_only:
-        print(describe_room(cells, choice.seeds, machines, checkpoints), flush=True)
-        print(describe_status(cells, choice.seeds, machines, checkpoints), flush=True)
-    if workers.is_main and args.dry_run and not args.train_only:
-        print(describe_pairs(pairs, device, workers.n), flush=True)
-        for work in works:
-            print(describe_work(work, args.results_dir, device), flush=True)
-        times = [work_sec(work, args.results_dir, device) for work in works]
-        if not args.eval_only:
-            times.append(training_sec(cells, choice.seeds, machines, checkpoints))
-        print(describe_total("all that is left, but for the report", times), flush=True)
+        print(plan.text, flush=True)
+    if args.time_steps and plan.grid:
+        time_training(*plan.grid)
+    if workers.is_main and args.dry_run:
+        foretell(plan, args, device, workers.n)
     if push is not None:
-        planned = push.describe("model", finished)
+        planned = push.describe("model", plan.folders)
         if args.dry_run:
             print(planned, flush=True)
-    if not args.eval_only:
-        check_room(cells, choice.seeds, machines, checkpoints)
+    if plan.grid:
+        check_room(*plan.grid)
     if args.dry_run:
         return
-    if not args.eval_only:
+    if plan.grid:
         check_shared(workers, checkpoint_dir=args.checkpoint_dir)
     if not args.train_only:
         check_shared(workers, results_dir=args.results_dir)
 
     # 2. Train each cell: layers and seeds in one pass of the target model.
-    if not args.eval_only:
-        folders = train_grid(cells, choice.seeds, machines, checkpoints, tracking, quiet=args.quiet)
-        saes = [sae for sae in find_trained(folders) if sae.layer in settings.layers]
+    saes = plan.saes
+    if plan.grid:
+        folders = train_grid(*plan.grid, tracking, quiet=args.quiet)
+        saes = [sae for sae in find_trained(folders) if sae.layer in args.layers]
         if workers.is_main:
             tidy_rates(args.checkpoint_dir)
     if args.train_only:
-        send_to_hub(push, finished, quiet=args.quiet)
+        send_to_hub(push, plan.folders, quiet=args.quiet)
         return
 
     # 3. Measure every SAE on every source and on random tokens.  4. Match them with each other, across seeds and
-    # sources, and see what their latents fire on. All processes share 3 and the matching. One target after the other.
-    sources = find_sources_of(saes, where)
+    # sources, and see what their latents fire on.
+    results = compare(saes, comparison, labelled, args, workers)
+    if not workers.is_main:
+        return
+
+    # 5. Sum up: do features come back from another text as often as from the same one?  6. Report: figures, a page,
+    # tables, W&B.  7. Send what is finished to the hub, if asked to.
+    sum_up(results)
+    results.save()
+    report(results, saes, tracking, probed=labelled, exports_to=args.checkpoint_dir if args.export else None)
+    send_to_hub(push, plan.folders, plan.damaged, quiet=args.quiet)
+    check_none_left_out(plan.damaged)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, known before anything is trained."""
+
+    text: str
+    """The same in words."""
+
+    folders: list[Path]
+    """Folders of SAEs, one a seed, that will then be finished and may go to the hub."""
+
+    pairs: dict[tuple[int, int], int]
+    """Pairs of SAEs that are matched, by `(d_model, n_latents)`."""
+
+    works: "list[Work]"
+    """The comparison, target by target."""
+
+    grid: "tuple[list[Cell], range, Machines, Checkpoints] | None" = None
+    """What is trained, from which seeds, by which machines, and where it goes; None if nothing is."""
+
+    saes: "Sequence[TrainedSae]" = ()
+    """What is compared where nothing is trained."""
+
+    damaged: "Sequence[Damaged]" = ()
+    """What is left out, because it cannot be read."""
+
+
+def plan_training(args: argparse.Namespace, device: "torch.device", workers: "Workers") -> Plan:
+    """Every target on every source, all with the same budget.
+
+    Raises:
+        InputError: If a setting or an input has to be changed.
+    """
+    from sae_utils.devices import choose_dtype
+    from sae_utils.sharing.download import fetch, find_shared
+    from sae_utils.training.extension import check_can_extend
+    from sae_utils.training.folders import Checkpoints
+    from sae_utils.training.grid import describe_grid, plan_grid
+    from sae_utils.training.machines import check_shares, find_machines
+    from sae_utils.training.variants import name_variants
+
+    choice, settings = grid_choice(args), training_settings(args)
+    checkpoints = Checkpoints(args.checkpoint_dir, args.save_every, args.overwrite, args.keep_state)
+    if args.keep_state:
+        check_can_extend(settings)
+    distribution = {"distribute_modules": args.distribute_modules}
+    check_shares(settings.batch_size, len(settings.layers), workers.n, **distribution)
+    for shared in find_shared(args.source_models) if workers.is_main else ():
+        fetch(shared, args.datasets_dir, quiet=args.quiet)
+    dtype, is_plan = choose_dtype(args.dtype, device), args.dry_run
+    cells = plan_grid(choice, settings, dtype, device, workers, args.hookpoint, is_plan=is_plan)
+    cells = name_variants(cells, checkpoints, workers, keep_at=args.keep_at)
+    grid = cells, choice.seeds, find_machines(device, workers, **distribution), checkpoints
+    return Plan(
+        text=describe_grid(*grid),
+        folders=[checkpoints.of(cell).seed_dir(seed) for cell in cells for seed in choice.seeds],
+        pairs=pairs_of_grid(cells, choice.seeds, args.pairs),
+        works=work_of_grid(cells, choice.seeds, device, args),
+        grid=grid,
+    )
+
+
+def plan_finished(args: argparse.Namespace) -> Plan:
+    """The comparison of all SAEs that are there.
+
+    Raises:
+        InputError: If there is none, or one is not ours.
+    """
+    from sae_utils.comparison.cost import work_of_saes
+    from sae_utils.comparison.merging import told_apart
+    from sae_utils.comparison.pairs import count_by_size, count_by_target
+    from sae_utils.comparison.trained import find_all_trained
+
+    folders = [args.checkpoint_dir, *args.other_checkpoint_dirs]
+    found, damaged = find_all_trained(*folders)
+    saes, there = told_apart(found), dict.fromkeys(sae.folder.parent for sae in found)
+    amounts = {"batch_size": args.batch_size, "n_random_tokens": args.random_tokens}
+    return Plan(
+        text=f"{len(saes)} finished SAEs in {', '.join(map(str, folders))}",
+        folders=[folder for folder in there if folder.parent == args.checkpoint_dir],
+        pairs=count_by_size(saes, args.pairs),
+        works=work_of_saes(saes, count_by_target(saes, args.pairs), **amounts),
+        saes=saes,
+        damaged=damaged,
+    )
+
+
+def foretell(plan: Plan, args: argparse.Namespace, device: "torch.device", n_processes: int) -> None:
+    """Say what a plan takes: room, what is left to train, time, memory."""
+    from sae_utils.comparison.cost import describe_work, work_sec
+    from sae_utils.comparison.pairs import describe_pairs
+    from sae_utils.rates import describe_total
+    from sae_utils.training.room import describe_room
+    from sae_utils.training.status import describe_status, training_sec
+
+    if plan.grid:
+        print(describe_room(*plan.grid), flush=True)
+        print(describe_status(*plan.grid), flush=True)
+    if args.train_only:
+        return
+    print(describe_pairs(plan.pairs, device, n_processes), flush=True)
+    for work in plan.works:
+        print(describe_work(work, args.results_dir, device), flush=True)
+    times = [work_sec(work, args.results_dir, device) for work in plan.works]
+    if plan.grid:
+        times.append(training_sec(*plan.grid))
+    print(describe_total("all that is left, but for the report", times), flush=True)
+
+
+def compare(
+    saes: "Sequence[TrainedSae]",
+    comparison: "ComparisonSettings",
+    labelled: "Sequence[LabelledTexts]",
+    args: argparse.Namespace,
+    workers: "Workers",
+) -> "Results":
+    """Measure, match and describe SAEs, one target after the other; all processes share measuring and matching.
+
+    Returns:
+        The results, which are whole in the main process alone.
+
+    Raises:
+        InputError: If SAEs, or what they were trained on, cannot be read.
+    """
+    from sae_utils.comparison.coactivation import compare_codes
+    from sae_utils.comparison.cost import work_of_saes
+    from sae_utils.comparison.features import describe_features
+    from sae_utils.comparison.groups import group_saes
+    from sae_utils.comparison.lookahead import look_ahead
+    from sae_utils.comparison.measuring import measure, read_known
+    from sae_utils.comparison.merging import take_over
+    from sae_utils.comparison.pairs import match_pairs
+    from sae_utils.comparison.speed import timed_work
+    from sae_utils.comparison.stability import measure_stability
+    from sae_utils.comparison.whereabouts import find_sources_of
+    from sae_utils.rates import tidy_rates
+
+    device, kinds = comparison.device, args.pairs
+    sources = find_sources_of(saes, comparison.where)
     results = read_known(args.results_dir, saes, sources)
     results.is_written_here = workers.is_main
     for folder in args.other_results_dirs if workers.is_main else ():
         take_over(results, saes, folder)
-    with look_ahead(saes, sources, results, comparison, workers, kinds=args.pairs) as outlook:
+    with look_ahead(saes, sources, results, comparison, workers, kinds=kinds) as outlook:
         for group in group_saes(saes, sources, comparison):
             outlook.begin(group.key, group.name)
+            amounts = {"batch_size": args.batch_size, "n_random_tokens": args.random_tokens}
             (work,) = work_of_saes(group.saes, {}, **amounts)
             timed = timed_work(args.results_dir, work, outlook, device, has_more=bool(labelled))
             with timed if workers.is_main else contextlib.nullcontext():
@@ -450,23 +551,15 @@ def train(args: argparse.Namespace, device: "torch.device", workers: "Workers") 
                     from sae_utils.comparison.probes import probe  # scikit-learn takes a second
 
                     probe(group, labelled, results)
-                match_pairs(group.saes, results, device, kinds=args.pairs, workers=workers, outlook=outlook)
+                match_pairs(group.saes, results, device, kinds=kinds, workers=workers, outlook=outlook)
                 if workers.is_main:
                     compare_codes(group, results)
                     measure_stability(group, results)
                     describe_features(group, results)
-    if not workers.is_main:
-        return
-    tidy_rates(args.results_dir)
-    results.save()
-
-    # 5. Sum up: do features come back from another text as often as from the same one?  6. Report: figures, a page,
-    # tables, W&B.  7. Send what is finished to the hub, if asked to.
-    sum_up(results)
-    results.save()
-    report(results, saes, tracking, probed=labelled, exports_to=args.checkpoint_dir if args.export else None)
-    send_to_hub(push, finished, damaged, quiet=args.quiet)
-    check_none_left_out(damaged)
+    if workers.is_main:
+        tidy_rates(args.results_dir)
+        results.save()
+    return results
 
 
 def pairs_of_grid(cells: "Sequence[Cell]", seeds: Sequence[int], kinds: Sequence[str]) -> dict[tuple[int, int], int]:
