@@ -77,7 +77,7 @@ def test_a_matching_of_full_size_takes_what_was_measured():
 
 
 def test_files_take_about_what_is_foretold(grid):
-    """Of so small SAEs with so short contexts a third less; larger ones: `benchmarks/results/cost_model_cpu.json`."""
+    """Of so small SAEs with so short contexts a quarter less; larger ones: `benchmarks/results/cost_model_cpu.json`."""
     (work,) = planned_work(n_random())
     taken = sum(path.stat().st_size for path in Path("results").rglob("*") if path.is_file())
     assert work.result_bytes == pytest.approx(taken, rel=0.35)
