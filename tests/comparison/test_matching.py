@@ -149,6 +149,16 @@ def test_more_than_one_block_of_rows(kind):
     assert match_rows(a, b, n_candidates=4).partner.tolist() == dense(a, b)[0].tolist()
 
 
+@pytest.mark.parametrize("n_numbers", [1, 100])
+def test_cosines_of_pairs_do_not_depend_on_how_many_are_computed_at_a_time(n_numbers, monkeypatch):
+    """Also where a single row is more than that."""
+    a, b = half_shared(300)
+    keys = torch.randint(0, 300 * 300, (50,), generator=torch.Generator().manual_seed(0))
+    expected = [float(a[key // 300] @ b[key % 300]) for key in keys.tolist()]
+    monkeypatch.setattr(matching, "GATHERED_NUMBERS", n_numbers)
+    assert matching._cosines_of_pairs(a, b, keys) == pytest.approx(expected, abs=1e-5)
+
+
 def test_permuted_rows_are_found_again():
     a, order = draw(0, 500, 32), torch.randperm(500, generator=torch.Generator().manual_seed(1))
     found = match_rows(a, a[order])
